@@ -1,0 +1,47 @@
+# Two commands are enough: `make run` and `make test`. The second installs Debian's packages that the tests use (as root).
+
+SHELL := /bin/bash
+TARGET := target/x86_64-unknown-linux-gnu
+PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps
+MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+
+.PHONY: run test check deps web e2e e2e-deps
+
+## The server with the demo page, without a config.
+run: web
+	cargo run --release --quiet -- dev $(ARGS)
+
+## Everything that must hold.
+test: deps web
+	cargo test --features sim
+	$(MAKE) --no-print-directory e2e
+
+## Style, before every commit.
+check:
+	cargo fmt --check
+	cargo clippy --features sim --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: licences are not checked"; fi
+
+## Real browsers behind a real firewall, in network namespaces. Needs root.
+e2e: e2e-deps web
+	cargo test --features sim --no-run
+	@if [ "$$(id -u)" = 0 ]; then cd tests/e2e && node --test --test-force-exit --test-reporter=spec *.test.mjs; \
+	else echo "skipped without root: browser tests (network namespaces)"; fi
+
+## Debian packages that the tests use.
+deps:
+	@if [ -n "$(MISSING)" ]; then \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) && { systemctl disable --now tinyproxy >/dev/null 2>&1 || true; }; \
+	  else echo "as root: apt-get install $(MISSING)"; exit 1; fi; fi
+
+e2e-deps: deps tests/e2e/node_modules/.package-lock.json
+
+tests/e2e/node_modules/.package-lock.json: tests/e2e/package.json
+	cd tests/e2e && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm install --no-audit --no-fund --silent
+
+## The page that is built into the binary.
+web: web/dist/index.html
+
+web/dist/index.html: web/package.json web/vite.config.js web/index.html $(wildcard web/src/*)
+	cd web && npm install --no-audit --no-fund --silent && npm run build --silent
+	touch web/dist/.gitkeep web/dist/index.html
