@@ -1,0 +1,6 @@
+//! Floor 0: time, units, ids, buffers and dice. Plain values that every floor may use.
+
+pub mod buf;
+pub mod id;
+pub mod rng;
+pub mod time;

@@ -1,0 +1,361 @@
+//! The settings of a server: read, checked, complete. One TOML file; unknown keys and impossible values are refused with
+//! the place, what was found, what is accepted and what to do.
+
+use serde::Deserialize;
+use std::collections::{BTreeMap, HashMap};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub server: Server,
+    pub network: Network,
+    pub tls: Tls,
+    /// API key = secret.
+    pub keys: BTreeMap<String, String>,
+    pub turn: Turn,
+    pub rooms: Rooms,
+    pub limits: Limits,
+    pub admin: Admin,
+    pub log: Log,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Server {
+    /// Public name; the certificate and all URLs use it.
+    pub domain: String,
+    /// Worker threads; 0 is one per core.
+    pub workers: u8,
+}
+
+impl Default for Server {
+    fn default() -> Self {
+        Self { domain: "localhost".into(), workers: 0 }
+    }
+}
+
+/// An address that clients are told: an address of this host, or one that a NAT in front maps to it one to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum PublicAddress {
+    Own(IpAddr),
+    Mapped { private: IpAddr, public: IpAddr },
+}
+
+impl PublicAddress {
+    pub fn public(self) -> IpAddr {
+        match self {
+            Self::Own(ip) | Self::Mapped { public: ip, .. } => ip,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Network {
+    pub bind_addresses: Vec<IpAddr>,
+    /// What clients are told; empty is the bound interfaces' own addresses.
+    pub public_addresses: Vec<PublicAddress>,
+    pub edge_tcp_ports: Vec<u16>,
+    pub media_udp_port: u16,
+    /// STUN and TURN, UDP and TCP.
+    pub turn_ports: Vec<u16>,
+    /// Networks that may name the client in a PROXY header.
+    pub trusted_proxies: Vec<String>,
+}
+
+impl Default for Network {
+    fn default() -> Self {
+        Self {
+            bind_addresses: vec![IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)],
+            public_addresses: Vec::new(),
+            edge_tcp_ports: vec![443],
+            media_udp_port: 443,
+            turn_ports: vec![3478],
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TlsMode {
+    Files,
+    Acme,
+    SelfSigned,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Tls {
+    pub mode: TlsMode,
+    pub cert_file: PathBuf,
+    pub key_file: PathBuf,
+    /// Where a self-signed authority is kept between runs.
+    pub state_dir: PathBuf,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            mode: TlsMode::Files,
+            cert_file: "/etc/postern/tls/fullchain.pem".into(),
+            key_file: "/etc/postern/tls/privkey.pem".into(),
+            state_dir: "/var/lib/postern".into(),
+        }
+    }
+}
+
+/// Whom the relay talks to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged)]
+pub enum Peers {
+    Named(String),
+    Networks(Vec<String>),
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Turn {
+    /// Empty is `server.domain`.
+    pub realm: String,
+    pub peers: Peers,
+    pub denied_peers: Vec<String>,
+    pub relay_ports: [u16; 2],
+    /// REST credentials; several while they rotate.
+    pub shared_secrets: Vec<String>,
+    pub users: HashMap<String, String>,
+    pub allocations_per_user: usize,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self {
+            realm: String::new(),
+            peers: Peers::Named("sfu-only".into()),
+            denied_peers: Vec::new(),
+            relay_ports: [49152, 65535],
+            shared_secrets: Vec::new(),
+            users: HashMap::new(),
+            allocations_per_user: 16,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rooms {
+    /// Rooms come into being with their first participant.
+    pub auto_create: bool,
+    pub participants_max: u32,
+}
+
+impl Default for Rooms {
+    fn default() -> Self {
+        Self { auto_create: true, participants_max: 500 }
+    }
+}
+
+/// Every maximum. Above it stands a named refusal, never growth.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Joins per second from one address, and how many at once.
+    pub joins_per_second_per_address: u32,
+    pub message_bytes: usize,
+    /// A join request after inflation.
+    pub join_request_bytes: usize,
+    pub tracks_per_participant: usize,
+    /// Connections of one worker, and those of one address that have not told what they are.
+    pub connections_per_worker: usize,
+    pub half_open_per_address: usize,
+    pub allocations_per_worker: usize,
+    /// Packet buffers that each worker keeps ready, 2 KiB each.
+    pub packet_buffers_per_worker: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            joins_per_second_per_address: 100,
+            message_bytes: 2 * 1024 * 1024,
+            join_request_bytes: 1024 * 1024,
+            tracks_per_participant: 32,
+            connections_per_worker: 8192,
+            half_open_per_address: 64,
+            allocations_per_worker: 65_536,
+            packet_buffers_per_worker: 1024,
+        }
+    }
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Admin {
+    /// /metrics, /healthz, /readyz. Keep it on loopback.
+    pub listen: SocketAddr,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7881)) }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    pub level: String,
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".into(), format: LogFormat::Text }
+    }
+}
+
+/// A value that parses and cannot be: key, what was found, what to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{key}: {found}; {remedy}")]
+pub struct Impossible {
+    pub key: &'static str,
+    pub found: String,
+    pub remedy: &'static str,
+}
+
+/// Why a config was refused.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// The parser's words: line, column, the line itself, what was expected.
+    #[error("{0}")]
+    Syntax(String),
+    #[error("{0}")]
+    Impossible(Impossible),
+}
+
+impl Config {
+    /// Reads and checks a TOML text.
+    pub fn parse(text: &str) -> Result<Self, ConfigError> {
+        let config: Config = toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
+        config.check().map_err(ConfigError::Impossible)?;
+        Ok(config)
+    }
+
+    pub fn realm(&self) -> &str {
+        if self.turn.realm.is_empty() { &self.server.domain } else { &self.turn.realm }
+    }
+
+    fn check(&self) -> Result<(), Impossible> {
+        let refuse = |key, found: String, remedy| Err(Impossible { key, found, remedy });
+        if self.server.domain.is_empty() || self.server.domain.contains(['/', ' ', ':']) {
+            return refuse(
+                "server.domain",
+                format!("{:?} is no host name", self.server.domain),
+                "write the public name alone, such as \"meet.example.eu\"",
+            );
+        }
+        if self.keys.is_empty() {
+            return refuse("keys", "no API key".into(), "run `postern keys` and put its line under [keys]");
+        }
+        if let Some((key, _)) = self.keys.iter().find(|(key, secret)| key.is_empty() || secret.is_empty()) {
+            return refuse("keys", format!("key {key:?} or its secret is empty"), "run `postern keys` for a pair");
+        }
+        if self.network.bind_addresses.is_empty() {
+            return refuse("network.bind_addresses", "an empty list".into(), "[\"0.0.0.0\", \"::\"] binds every address");
+        }
+        if self.network.edge_tcp_ports.is_empty() || self.network.edge_tcp_ports.contains(&0) {
+            return refuse(
+                "network.edge_tcp_ports",
+                format!("{:?}", self.network.edge_tcp_ports),
+                "name at least one port from 1 to 65535; 443 passes every firewall",
+            );
+        }
+        if self.network.media_udp_port == 0 {
+            return refuse("network.media_udp_port", "0".into(), "name a port from 1 to 65535");
+        }
+        if self.network.turn_ports.contains(&self.network.media_udp_port) {
+            let found = format!("{} is also network.media_udp_port", self.network.media_udp_port);
+            return refuse("network.turn_ports", found, "use two ports: Chromium swallows media that comes from the port of a TURN URL");
+        }
+        if !self.network.trusted_proxies.is_empty() {
+            return refuse(
+                "network.trusted_proxies",
+                format!("{:?}", self.network.trusted_proxies),
+                "leave it empty: this version does not read PROXY headers",
+            );
+        }
+        if self.tls.mode == TlsMode::Acme {
+            return refuse(
+                "tls.mode",
+                "\"acme\"".into(),
+                "use \"files\" or \"self-signed\": this version does not order certificates itself",
+            );
+        }
+        if self.turn.peers != Peers::Named("sfu-only".into()) {
+            return refuse("turn.peers", format!("{:?}", self.turn.peers), "use \"sfu-only\": this version relays to its own SFU alone");
+        }
+        let [first, last] = self.turn.relay_ports;
+        if first < 1024 || last <= first {
+            return refuse("turn.relay_ports", format!("[{first}, {last}]"), "give two ports, the lower one first and not below 1024");
+        }
+        if !["error", "warn", "info", "debug", "trace"].contains(&self.log.level.as_str()) {
+            return refuse("log.level", format!("{:?}", self.log.level), "use one of error, warn, info, debug, trace");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_the_default() {
+        let example = Config::parse(include_str!("../config.example.toml")).expect("config.example.toml");
+        let want = Config {
+            keys: example.keys.clone(),
+            server: Server { domain: "meet.example.eu".into(), ..Server::default() },
+            ..Config::default()
+        };
+        assert_eq!(format!("{example:?}"), format!("{want:?}"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let rows = [
+            ("[server]\ndomian = \"x\"", "domian"),
+            ("[network]\nmedia_udp_port = 70000", "line 2"),
+            ("[keys]\na = \"b\"\na = \"c\"", "duplicate key"),
+            ("", "keys: no API key; run `postern keys`"),
+            ("keys = { a = \"b\" }\n[network]\nturn_ports = [443]", "network.turn_ports: 443 is also network.media_udp_port"),
+            ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
+            ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "tls.mode"),
+            ("keys = { a = \"b\" }\n[turn]\nrelay_ports = [9, 8]", "turn.relay_ports: [9, 8]"),
+            ("keys = { a = \"b\" }\n[log]\nlevel = \"loud\"", "log.level: \"loud\""),
+            ("keys = { a = \"b\" }\n[server]\ndomain = \"https://x\"", "server.domain"),
+        ];
+        for (text, want) in rows {
+            let error = Config::parse(text).expect_err(text).to_string();
+            assert!(error.contains(want), "{text:?} gave {error:?}");
+        }
+    }
+
+    #[test]
+    fn addresses_behind_a_nat() {
+        let text =
+            "keys = { a = \"b\" }\n[network]\npublic_addresses = [\"203.0.113.7\", { private = \"10.0.0.5\", public = \"203.0.113.8\" }]";
+        let config = Config::parse(text).expect("well-formed");
+        let public: Vec<IpAddr> = config.network.public_addresses.iter().map(|a| a.public()).collect();
+        assert_eq!(public, ["203.0.113.7".parse::<IpAddr>().expect("ip"), "203.0.113.8".parse().expect("ip")]);
+    }
+}

@@ -1,0 +1,233 @@
+//! RTCP (RFC 3550 §6, RFC 4585): a walk over compound packets, and the few packets that we write.
+
+use super::{Malformed, be16, be32, be64};
+
+/// One report block of a sender or receiver report (RFC 3550 §6.4.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReportBlock {
+    pub ssrc: u32,
+    /// Share of packets lost since the last report, in 1/256.
+    pub fraction_lost: u8,
+    /// Packets lost since the beginning; 24 bits, signed.
+    pub cumulative_lost: i32,
+    pub highest_sequence: u32,
+    /// Interarrival jitter, RTP clock units.
+    pub jitter: u32,
+    /// Middle 32 bits of the NTP stamp of the last sender report; 0 when there was none.
+    pub last_sr: u32,
+    /// Time since then, 1/65536 s.
+    pub delay_since_last_sr: u32,
+}
+
+impl ReportBlock {
+    const LEN: usize = 24;
+
+    fn read(bytes: &[u8]) -> Option<Self> {
+        let lost = be32(bytes, 4)?;
+        Some(Self {
+            ssrc: be32(bytes, 0)?,
+            fraction_lost: (lost >> 24) as u8,
+            cumulative_lost: ((lost << 8) as i32) >> 8,
+            highest_sequence: be32(bytes, 8)?,
+            jitter: be32(bytes, 12)?,
+            last_sr: be32(bytes, 16)?,
+            delay_since_last_sr: be32(bytes, 20)?,
+        })
+    }
+
+    fn write(&self, out: &mut Vec<u8>) {
+        let lost = u32::from(self.fraction_lost) << 24 | (self.cumulative_lost as u32 & 0x00FF_FFFF);
+        for word in [self.ssrc, lost, self.highest_sequence, self.jitter, self.last_sr, self.delay_since_last_sr] {
+            out.extend_from_slice(&word.to_be_bytes());
+        }
+    }
+}
+
+/// The sender's part of a sender report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SenderInfo {
+    pub ssrc: u32,
+    pub ntp: u64,
+    pub rtp: u32,
+    pub packets: u32,
+    pub octets: u32,
+}
+
+/// One packet of a compound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Packet<'a> {
+    SenderReport(SenderInfo, Blocks<'a>),
+    ReceiverReport(Blocks<'a>),
+    /// Sources that left (RFC 3550 §6.6).
+    Bye,
+    /// Picture loss indication for a source (RFC 4585 §6.3.1).
+    Pli {
+        ssrc: u32,
+    },
+    /// Full intra request for a source (RFC 5104 §4.3.1).
+    Fir {
+        ssrc: u32,
+    },
+    /// Generic negative acknowledgement (RFC 4585 §6.2.1).
+    Nack {
+        ssrc: u32,
+    },
+    /// Whatever else is well-formed: SDES, APP, XR, REMB, transport-wide feedback.
+    Other {
+        kind: u8,
+    },
+}
+
+/// Report blocks, read one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks<'a>(&'a [u8]);
+
+impl Iterator for Blocks<'_> {
+    type Item = ReportBlock;
+    fn next(&mut self) -> Option<ReportBlock> {
+        let block = ReportBlock::read(self.0)?;
+        self.0 = &self.0[ReportBlock::LEN..];
+        Some(block)
+    }
+}
+
+pub const SR: u8 = 200;
+pub const RR: u8 = 201;
+pub const SDES: u8 = 202;
+pub const BYE: u8 = 203;
+pub const RTPFB: u8 = 205;
+pub const PSFB: u8 = 206;
+
+/// Walks a compound packet. Any order, reduced size too (RFC 5506); stops at the first broken packet.
+pub fn packets(mut compound: &[u8]) -> impl Iterator<Item = Result<Packet<'_>, Malformed>> {
+    std::iter::from_fn(move || {
+        if compound.is_empty() {
+            return None;
+        }
+        let taken = take(compound);
+        compound = match &taken {
+            Some((_, rest)) => rest,
+            None => &[],
+        };
+        Some(taken.map(|(packet, _)| packet).ok_or(Malformed))
+    })
+}
+
+fn take(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
+    let (&first, &kind) = (bytes.first()?, bytes.get(1)?);
+    if first >> 6 != 2 {
+        return None;
+    }
+    let len = 4 * (usize::from(be16(bytes, 2)?) + 1);
+    let (body, rest) = (bytes.get(4..len)?, &bytes[len..]);
+    let count = first & 0x1F;
+    let packet = match (kind, count) {
+        (SR, n) => {
+            let info = SenderInfo {
+                ssrc: be32(body, 0)?,
+                ntp: be64(body, 4)?,
+                rtp: be32(body, 12)?,
+                packets: be32(body, 16)?,
+                octets: be32(body, 20)?,
+            };
+            Packet::SenderReport(info, Blocks(body.get(24..24 + ReportBlock::LEN * usize::from(n))?))
+        }
+        (RR, n) => Packet::ReceiverReport(Blocks(body.get(4..4 + ReportBlock::LEN * usize::from(n))?)),
+        (BYE, _) => Packet::Bye,
+        (PSFB, 1) => Packet::Pli { ssrc: be32(body, 4)? },
+        (PSFB, 4) => Packet::Fir { ssrc: be32(body, 8)? },
+        (RTPFB, 1) => Packet::Nack { ssrc: be32(body, 4)? },
+        _ => Packet::Other { kind },
+    };
+    Some((packet, rest))
+}
+
+fn header(out: &mut Vec<u8>, count: u8, kind: u8, body_len: usize) {
+    debug_assert!(body_len.is_multiple_of(4));
+    out.extend_from_slice(&[0x80 | count, kind]);
+    out.extend_from_slice(&((body_len / 4) as u16).to_be_bytes());
+}
+
+/// Appends a receiver report of at most 31 blocks.
+pub fn write_receiver_report(out: &mut Vec<u8>, from: u32, blocks: &[ReportBlock]) {
+    let blocks = &blocks[..blocks.len().min(31)];
+    header(out, blocks.len() as u8, RR, 4 + ReportBlock::LEN * blocks.len());
+    out.extend_from_slice(&from.to_be_bytes());
+    for block in blocks {
+        block.write(out);
+    }
+}
+
+/// Appends a sender report without blocks.
+pub fn write_sender_report(out: &mut Vec<u8>, info: &SenderInfo) {
+    header(out, 0, SR, 24);
+    out.extend_from_slice(&info.ssrc.to_be_bytes());
+    out.extend_from_slice(&info.ntp.to_be_bytes());
+    for word in [info.rtp, info.packets, info.octets] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+}
+
+/// Appends a source description with the CNAME of one source (RFC 3550 §6.5).
+pub fn write_cname(out: &mut Vec<u8>, ssrc: u32, cname: &str) {
+    let cname = &cname.as_bytes()[..cname.len().min(255)];
+    // At least one zero byte ends the items of a chunk.
+    let item = (2 + cname.len() + 1).next_multiple_of(4);
+    header(out, 1, SDES, 4 + item);
+    let end = out.len() + 4 + item;
+    out.extend_from_slice(&ssrc.to_be_bytes());
+    out.extend_from_slice(&[1, cname.len() as u8]);
+    out.extend_from_slice(cname);
+    out.resize(end, 0);
+}
+
+/// Appends a picture loss indication.
+pub fn write_pli(out: &mut Vec<u8>, from: u32, ssrc: u32) {
+    header(out, 1, PSFB, 8);
+    out.extend_from_slice(&from.to_be_bytes());
+    out.extend_from_slice(&ssrc.to_be_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let info = SenderInfo { ssrc: 1, ntp: 2 << 32, rtp: 3, packets: 4, octets: 5 };
+        let block = ReportBlock { ssrc: 9, fraction_lost: 3, cumulative_lost: -2, jitter: 7, ..ReportBlock::default() };
+        let mut out = Vec::new();
+        write_sender_report(&mut out, &info);
+        write_cname(&mut out, 1, "abc");
+        write_receiver_report(&mut out, 1, &[block]);
+        write_pli(&mut out, 1, 8);
+        let mut got = packets(&out);
+        assert!(matches!(got.next(), Some(Ok(Packet::SenderReport(i, _))) if i == info));
+        assert_eq!(got.next(), Some(Ok(Packet::Other { kind: SDES })));
+        let Some(Ok(Packet::ReceiverReport(mut blocks))) = got.next() else { panic!("a receiver report") };
+        assert_eq!((blocks.next(), blocks.next()), (Some(block), None));
+        assert_eq!(got.next(), Some(Ok(Packet::Pli { ssrc: 8 })));
+        assert_eq!(got.next(), None);
+    }
+
+    #[test]
+    fn a_broken_packet_ends_the_walk() {
+        let mut out = Vec::new();
+        write_pli(&mut out, 1, 8);
+        out.extend_from_slice(&[0x80, RR, 0, 9, 1]);
+        let got: Vec<_> = packets(&out).collect();
+        assert_eq!(got, [Ok(Packet::Pli { ssrc: 8 }), Err(Malformed)]);
+        // More blocks promised than there are.
+        assert_eq!(packets(&[0x82, RR, 0, 1, 0, 0, 0, 1]).next(), Some(Err(Malformed)));
+    }
+
+    #[test]
+    fn a_cname_always_ends_with_zero() {
+        for n in 0..9 {
+            let mut out = Vec::new();
+            write_cname(&mut out, 1, &"x".repeat(n));
+            assert_eq!((out.len() % 4, out.last()), (0, Some(&0)), "{n}");
+            assert_eq!(packets(&out).collect::<Vec<_>>(), [Ok(Packet::Other { kind: SDES })]);
+        }
+    }
+}

@@ -1,0 +1,123 @@
+//! VP8 payload descriptor (RFC 7741 §4.2): frame starts, temporal layer, and the numbers that a switch must keep continuous.
+//!
+//! ```text
+//! |X|R|N|S|R| PID | if X: |I|L|T|K| RSV | if I: |M| picture id (7 or 15) | if L: TL0PICIDX(8) | if T or K: |TID|Y|KEYIDX|
+//! ```
+
+use super::rtp::FrameInfo;
+
+/// A descriptor as read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// First packet of a partition 0: the start of a frame.
+    pub starts_frame: bool,
+    pub picture_id: Option<PictureId>,
+    pub tl0_pic_idx: Option<u8>,
+    pub temporal_id: u8,
+    picture_id_at: usize,
+    tl0_at: usize,
+    /// Length of the descriptor, bytes.
+    pub len: usize,
+}
+
+/// A picture id and its width on the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PictureId {
+    pub value: u16,
+    pub is_15_bit: bool,
+}
+
+impl Descriptor {
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let &first = payload.first()?;
+        let mut d = Self { starts_frame: first & 0x10 != 0 && first & 0x07 == 0, len: 1, ..Self::default() };
+        if first & 0x80 == 0 {
+            return Some(d);
+        }
+        let &flags = payload.get(1)?;
+        d.len = 2;
+        if flags & 0x80 != 0 {
+            d.picture_id_at = d.len;
+            let &high = payload.get(d.len)?;
+            d.len += 1;
+            d.picture_id = Some(if high & 0x80 != 0 {
+                let &low = payload.get(d.len)?;
+                d.len += 1;
+                PictureId { value: u16::from_be_bytes([high & 0x7F, low]), is_15_bit: true }
+            } else {
+                PictureId { value: u16::from(high), is_15_bit: false }
+            });
+        }
+        if flags & 0x40 != 0 {
+            d.tl0_at = d.len;
+            d.tl0_pic_idx = Some(*payload.get(d.len)?);
+            d.len += 1;
+        }
+        if flags & 0x30 != 0 {
+            let &byte = payload.get(d.len)?;
+            if flags & 0x20 != 0 {
+                d.temporal_id = byte >> 6;
+            }
+            d.len += 1;
+        }
+        Some(d)
+    }
+
+    /// Overwrites the numbers in place; the widths stay, so nothing moves.
+    pub fn rewrite(&self, payload: &mut [u8], picture_id: u16, tl0_pic_idx: u8) {
+        match self.picture_id {
+            Some(PictureId { is_15_bit: true, .. }) => {
+                let [high, low] = picture_id.to_be_bytes();
+                payload[self.picture_id_at] = high | 0x80;
+                payload[self.picture_id_at + 1] = low;
+            }
+            Some(PictureId { is_15_bit: false, .. }) => payload[self.picture_id_at] = picture_id as u8 & 0x7F,
+            None => {}
+        }
+        if self.tl0_pic_idx.is_some() {
+            payload[self.tl0_at] = tl0_pic_idx;
+        }
+    }
+}
+
+pub fn frame_info(payload: &[u8]) -> FrameInfo {
+    let Some(d) = Descriptor::read(payload) else { return FrameInfo::default() };
+    // The P bit of the frame tag (RFC 6386 §9.1) is 0 in a key frame.
+    let is_key = payload.get(d.len).is_some_and(|tag| tag & 1 == 0);
+    FrameInfo { starts_key_frame: d.starts_frame && is_key, temporal_id: d.temporal_id }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptors() {
+        let rows: &[(&str, &[u8], FrameInfo)] = &[
+            ("bare key", &[0x10, 0x00], FrameInfo { starts_key_frame: true, temporal_id: 0 }),
+            ("bare inter", &[0x10, 0x01], FrameInfo::default()),
+            ("second packet", &[0x00, 0x00], FrameInfo::default()),
+            ("second partition", &[0x11, 0x00], FrameInfo::default()),
+            (
+                "15-bit id, TL0, TID 2, key",
+                &[0x90, 0xE0, 0x81, 0x02, 0x09, 0x80, 0x00],
+                FrameInfo { starts_key_frame: true, temporal_id: 2 },
+            ),
+            ("cut inside", &[0x90, 0xE0, 0x81], FrameInfo::default()),
+        ];
+        for (name, bytes, want) in rows {
+            assert_eq!(frame_info(bytes), *want, "{name}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_rewritten_in_their_own_width() {
+        let mut wide = [0x90, 0xE0, 0x81, 0x02, 0x09, 0x80, 0x00];
+        Descriptor::read(&wide).expect("whole").rewrite(&mut wide, 0x7ABC, 5);
+        let d = Descriptor::read(&wide).expect("whole");
+        assert_eq!((d.picture_id, d.tl0_pic_idx), (Some(PictureId { value: 0x7ABC, is_15_bit: true }), Some(5)));
+        let mut narrow = [0x90, 0x80, 0x05, 0x00];
+        Descriptor::read(&narrow).expect("whole").rewrite(&mut narrow, 0x1FF, 0);
+        assert_eq!(narrow, [0x90, 0x80, 0x7F, 0x00]);
+    }
+}
