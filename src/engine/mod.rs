@@ -1,0 +1,12 @@
+//! Floor 2: one protocol a file. Every engine has the same verbs: `handle` takes an input, `wake` does what is due,
+//! `deadline` says when to wake and why. Effects go into a sink that the caller passes; nobody calls upward.
+
+pub mod dtls;
+pub mod ice;
+pub mod relay_table;
+pub mod rtp_in;
+pub mod rtp_out;
+pub mod sctp;
+pub mod srtp;
+pub mod turn;
+pub mod turn_auth;
