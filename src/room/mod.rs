@@ -1,0 +1,293 @@
+//! Floor 3: who hears whom on one worker. Ids and frame info only, never bytes.
+
+pub mod layers;
+pub mod speaker;
+
+use crate::base::id::{SessionId, TrackId};
+use crate::base::time::{Duration, Instant};
+use crate::wire::rtp::FrameInfo;
+use layers::{LAYERS_MAX, Selector, Verdict};
+use speaker::Speakers;
+use std::collections::BTreeMap;
+
+/// Key frames of one layer are asked for at most this often; everybody who waits is served by the same one.
+const KEY_FRAME_INTERVAL: Duration = Duration::from_millis(500);
+/// A layer that has been silent for so long is not there, as long as another one is.
+const LAYER_SILENT: Duration = Duration::from_millis(1500);
+
+/// One participant, as the others know it.
+pub struct Member {
+    pub session: SessionId,
+    pub identity: String,
+    pub sid: String,
+    pub can_publish_data: bool,
+    pub can_subscribe: bool,
+    /// Its transport has keys: before that nothing is routed to it, or its streams would begin unheard.
+    pub is_live: bool,
+}
+
+struct Subscription {
+    session: SessionId,
+    is_live: bool,
+    selector: Selector,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Layer {
+    last_packet: Option<Instant>,
+    key_frame_asked: Option<Instant>,
+}
+
+/// A published track and those who hear it.
+pub struct Publication {
+    pub publisher: SessionId,
+    is_video: bool,
+    layers: [Layer; LAYERS_MAX],
+    subscriptions: Vec<Subscription>,
+}
+
+impl Publication {
+    fn live_layers(&self, now: Instant) -> u8 {
+        let is_live = |l: &Layer| l.last_packet.is_some_and(|at| now.since(at) < LAYER_SILENT);
+        self.layers.iter().enumerate().filter(|(_, l)| is_live(l)).fold(0, |set, (i, _)| set | 1 << i)
+    }
+
+    /// Whether a request for a key frame of `layer` should leave now.
+    fn may_ask(&mut self, now: Instant, layer: u8) -> bool {
+        let Some(state) = self.layers.get_mut(usize::from(layer)) else { return false };
+        if state.key_frame_asked.is_some_and(|at| now.since(at) < KEY_FRAME_INTERVAL) {
+            return false;
+        }
+        state.key_frame_asked = Some(now);
+        true
+    }
+}
+
+/// Who gets one packet, and which key frames are missing.
+#[derive(Default)]
+pub struct Routed {
+    /// Hearer, and whether the stream starts anew for it with this packet.
+    pub hearers: Vec<(SessionId, bool)>,
+    /// Layers of this track whose publisher should be asked for a key frame.
+    pub key_frames: Vec<u8>,
+}
+
+#[derive(Default)]
+pub struct Room {
+    members: Vec<Member>,
+    publications: BTreeMap<TrackId, Publication>,
+    pub speakers: Speakers,
+}
+
+impl Room {
+    pub fn join(&mut self, member: Member) {
+        self.leave(member.session);
+        self.members.push(member);
+    }
+
+    /// Takes a participant out, with what it published and heard.
+    pub fn leave(&mut self, session: SessionId) {
+        self.members.retain(|m| m.session != session);
+        self.publications.retain(|_, p| p.publisher != session);
+        for publication in self.publications.values_mut() {
+            publication.subscriptions.retain(|s| s.session != session);
+        }
+        self.speakers.forget(session);
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+
+    pub fn member(&self, session: SessionId) -> Option<&Member> {
+        self.members.iter().find(|m| m.session == session)
+    }
+
+    /// Receivers of a room message: those named, or everybody but the sender.
+    pub fn data_receivers<'a>(&'a self, from: SessionId, destinations: &'a [&str]) -> impl Iterator<Item = SessionId> + 'a {
+        let named = move |m: &Member| destinations.is_empty() || destinations.iter().any(|d| *d == m.identity || *d == m.sid);
+        self.members.iter().filter(move |m| m.session != from && named(m)).map(|m| m.session)
+    }
+
+    pub fn publish(&mut self, track: TrackId, publisher: SessionId, is_video: bool) {
+        self.publications.entry(track).or_insert(Publication {
+            publisher,
+            is_video,
+            layers: [Layer::default(); LAYERS_MAX],
+            subscriptions: Vec::new(),
+        });
+    }
+
+    pub fn unpublish(&mut self, track: TrackId) {
+        self.publications.remove(&track);
+    }
+
+    pub fn publication(&self, track: TrackId) -> Option<&Publication> {
+        self.publications.get(&track)
+    }
+
+    /// The transport of a member has keys.
+    pub fn go_live(&mut self, session: SessionId) {
+        if let Some(member) = self.members.iter_mut().find(|m| m.session == session) {
+            member.is_live = true;
+        }
+        for publication in self.publications.values_mut() {
+            for subscription in publication.subscriptions.iter_mut().filter(|s| s.session == session) {
+                subscription.is_live = true;
+            }
+        }
+    }
+
+    pub fn subscribe(&mut self, track: TrackId, session: SessionId) {
+        let is_live = self.member(session).is_some_and(|m| m.is_live);
+        if let Some(publication) = self.publications.get_mut(&track)
+            && !publication.subscriptions.iter().any(|s| s.session == session)
+        {
+            publication.subscriptions.push(Subscription { session, is_live, selector: Selector::new(publication.is_video) });
+        }
+    }
+
+    pub fn unsubscribe(&mut self, track: TrackId, session: SessionId) {
+        if let Some(publication) = self.publications.get_mut(&track) {
+            publication.subscriptions.retain(|s| s.session != session);
+        }
+    }
+
+    /// What a hearer wants of a track: nothing while `enabled` is false, else at most layer `layer_max`.
+    pub fn set_wanted(&mut self, track: TrackId, session: SessionId, enabled: bool, layer_max: u8) {
+        if let Some(publication) = self.publications.get_mut(&track)
+            && let Some(subscription) = publication.subscriptions.iter_mut().find(|s| s.session == session)
+        {
+            subscription.selector.set_wanted(enabled.then_some(layer_max));
+        }
+    }
+
+    /// The hearer lost the picture: the layer it watches, when a request for it should leave now.
+    pub fn key_frame_wanted(&mut self, now: Instant, track: TrackId, session: SessionId) -> Option<(SessionId, u8)> {
+        let publication = self.publications.get_mut(&track)?;
+        let subscription = publication.subscriptions.iter().find(|s| s.session == session)?;
+        let layer = subscription.selector.current()?;
+        publication.may_ask(now, layer).then_some((publication.publisher, layer))
+    }
+
+    /// Routes one packet. `routed` is reused from call to call.
+    pub fn route(&mut self, now: Instant, track: TrackId, layer: u8, frame: FrameInfo, routed: &mut Routed) {
+        routed.hearers.clear();
+        routed.key_frames.clear();
+        let Some(publication) = self.publications.get_mut(&track) else { return };
+        if let Some(state) = publication.layers.get_mut(usize::from(layer)) {
+            state.last_packet = Some(now);
+        }
+        let live = publication.live_layers(now);
+        let mut missing = 0u8;
+        for subscription in publication.subscriptions.iter_mut().filter(|s| s.is_live) {
+            match subscription.selector.decide(live, layer, frame) {
+                Verdict::Forward => routed.hearers.push((subscription.session, false)),
+                Verdict::Start => routed.hearers.push((subscription.session, true)),
+                Verdict::Drop => {}
+            }
+            if let Some(layer) = subscription.selector.awaits() {
+                missing |= 1 << layer;
+            }
+        }
+        for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
+            if publication.may_ask(now, layer) {
+                routed.key_frames.push(layer);
+            }
+        }
+    }
+
+    /// Those who hear `layer` of `track` now: they get its sender reports.
+    pub fn hearers_of(&self, track: TrackId, layer: u8) -> impl Iterator<Item = SessionId> + '_ {
+        let subscriptions = self.publications.get(&track).map_or(&[][..], |p| &p.subscriptions);
+        subscriptions.iter().filter(move |s| s.selector.current() == Some(layer)).map(|s| s.session)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TRACK: TrackId = TrackId(1);
+    const KEY: FrameInfo = FrameInfo { starts_key_frame: true, temporal_id: 0 };
+
+    fn room_of(hearers: u64) -> Room {
+        let mut room = Room::default();
+        for session in 0..=hearers {
+            let identity = format!("p{session}");
+            room.join(Member {
+                session: SessionId(session),
+                identity: identity.clone(),
+                sid: identity,
+                can_publish_data: true,
+                can_subscribe: true,
+                is_live: true,
+            });
+        }
+        room.publish(TRACK, SessionId(0), true);
+        for session in 1..=hearers {
+            room.subscribe(TRACK, SessionId(session));
+        }
+        room
+    }
+
+    #[test]
+    fn one_key_frame_serves_all_who_wait() {
+        let mut room = room_of(3);
+        let mut routed = Routed::default();
+        let mut asked = 0;
+        for ms in 0..400 {
+            room.route(Instant::from_millis(ms), TRACK, 0, FrameInfo::default(), &mut routed);
+            asked += routed.key_frames.len();
+            assert!(routed.hearers.is_empty());
+        }
+        assert_eq!(asked, 1);
+        room.route(Instant::from_millis(401), TRACK, 0, KEY, &mut routed);
+        assert_eq!(routed.hearers.len(), 3);
+        assert!(routed.hearers.iter().all(|(_, starts)| *starts));
+    }
+
+    #[test]
+    fn nothing_starts_before_its_hearer_has_keys() {
+        let mut room = room_of(1);
+        let late = Member {
+            session: SessionId(9),
+            identity: "late".into(),
+            sid: "late".into(),
+            can_publish_data: true,
+            can_subscribe: true,
+            is_live: false,
+        };
+        room.join(late);
+        room.subscribe(TRACK, SessionId(9));
+        let mut routed = Routed::default();
+        room.route(Instant::from_millis(0), TRACK, 0, KEY, &mut routed);
+        assert_eq!(routed.hearers, [(SessionId(1), true)]);
+        room.go_live(SessionId(9));
+        room.route(Instant::from_millis(900), TRACK, 0, FrameInfo::default(), &mut routed);
+        assert_eq!(routed.key_frames, [0], "it needs a picture of its own to start from");
+        room.route(Instant::from_millis(901), TRACK, 0, KEY, &mut routed);
+        assert_eq!(routed.hearers, [(SessionId(1), false), (SessionId(9), true)]);
+    }
+
+    #[test]
+    fn messages_reach_the_named_and_never_the_sender() {
+        let room = room_of(2);
+        let to = |destinations: &[&str]| room.data_receivers(SessionId(0), destinations).map(|s| s.0).collect::<Vec<_>>();
+        assert_eq!(to(&[]), [1, 2]);
+        assert_eq!(to(&["p2", "p0", "nobody"]), [2]);
+    }
+
+    #[test]
+    fn who_leaves_is_forgotten() {
+        let mut room = room_of(2);
+        room.leave(SessionId(1));
+        let mut routed = Routed::default();
+        room.route(Instant::from_millis(0), TRACK, 0, KEY, &mut routed);
+        assert_eq!(routed.hearers, [(SessionId(2), true)]);
+        room.leave(SessionId(0));
+        assert!(room.publication(TRACK).is_none());
+        room.leave(SessionId(2));
+        assert!(room.is_empty());
+    }
+}

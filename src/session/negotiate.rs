@@ -1,0 +1,302 @@
+//! Offer and policy in, answer and plan out (RFC 9429 §5.3, RFC 9143). Pure: no state, no clock, no dice.
+//!
+//! The caller says what each section is used for; this file says it in SDP and, for the data plane, as a [`Plan`].
+//! Payload types and extension ids are always the offerer's. Not here yet, on purpose: NACK and RTX, REMB, RED.
+
+use crate::base::id::{Ssrc, TrackId};
+use crate::engine::dtls::Role;
+use crate::engine::ice::Credentials;
+use crate::engine::sctp;
+use crate::wire::rtp::{Codec, Extension, ExtensionMap};
+use crate::wire::sdp::{Fingerprint, Kind, Offer, OfferedFormat, Section, Setup};
+use std::fmt::Write;
+use std::net::SocketAddr;
+
+/// Our end of the transport, the same in every answer of a session.
+pub struct Local<'a> {
+    pub credentials: &'a Credentials,
+    pub fingerprint: &'a str,
+    pub candidates: &'a Candidates,
+    /// `o=` line: session id, and a version that grows with each answer.
+    pub session_id: u64,
+    pub version: u64,
+}
+
+/// Where clients find our media: UDP for everybody, TCP for those whose firewall allows nothing else.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Candidates {
+    pub udp: Vec<SocketAddr>,
+    pub tcp: Vec<SocketAddr>,
+}
+
+impl Candidates {
+    /// `a=candidate` values (RFC 8839 §5.1, RFC 6544 §4.5), best first.
+    pub fn lines(&self) -> Vec<String> {
+        let line = |transport: &str, foundation: usize, rank: usize, addr: &SocketAddr, tail: &str| {
+            let type_preference = if transport == "udp" { 126 } else { 90 };
+            let priority = type_preference << 24 | (0xFFFF - rank) << 8 | 255;
+            format!("candidate:{foundation} 1 {transport} {priority} {} {} typ host{tail}", addr.ip(), addr.port())
+        };
+        let udp = self.udp.iter().enumerate().map(|(i, a)| line("udp", 1 + i, i, a, ""));
+        let tcp = self.tcp.iter().enumerate().map(|(i, a)| line("tcp", 101 + i, i, a, " tcptype passive"));
+        udp.chain(tcp).collect()
+    }
+}
+
+/// What one section of the offer is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// The client publishes this track in it, by its own wish in this codec.
+    Receive {
+        track: TrackId,
+        prefer: Option<Codec>,
+    },
+    /// We send this track in it.
+    Send {
+        track: TrackId,
+        ssrc: Ssrc,
+        codec: Option<Codec>,
+        stream: String,
+        label: String,
+    },
+    Data,
+    Idle,
+}
+
+/// What the session receives in one section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receive {
+    pub mid: String,
+    pub track: TrackId,
+    pub formats: Vec<OfferedFormat>,
+    pub extensions: ExtensionMap,
+    pub rids: Vec<String>,
+    pub ssrcs: Vec<u32>,
+}
+
+/// What the session sends in one section.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Send {
+    pub mid: String,
+    pub track: TrackId,
+    pub ssrc: Ssrc,
+    pub formats: Vec<OfferedFormat>,
+    pub extensions: ExtensionMap,
+}
+
+/// A finished negotiation, as the data plane needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    pub credentials: Credentials,
+    pub remote_ufrag: String,
+    pub remote_fingerprint: Fingerprint,
+    pub role: Role,
+    pub receive: Vec<Receive>,
+    pub send: Vec<Send>,
+}
+
+/// Answers an offer. `uses` has one entry a section.
+pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) {
+    let role = match offer.setup {
+        Setup::ActPass | Setup::Active => Role::Server,
+        Setup::Passive => Role::Client,
+    };
+    let mut plan = Plan {
+        credentials: local.credentials.clone(),
+        remote_ufrag: offer.ufrag.clone(),
+        remote_fingerprint: offer.fingerprint.clone(),
+        role,
+        receive: Vec::new(),
+        send: Vec::new(),
+    };
+    let answered: Vec<(&Section, &Use, bool)> =
+        offer.sections.iter().zip(uses).map(|(section, usage)| (section, usage, section.is_rejected || !is_usable(section))).collect();
+    let bundle: String = answered.iter().filter(|(_, _, rejected)| !rejected).fold(String::new(), |b, (s, ..)| b + " " + &s.mid);
+    let mut sdp = format!(
+        "v=0\r\no=- {} {} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE{bundle}\r\na=ice-lite\r\na=extmap-allow-mixed\r\na=msid-semantic: WMS *\r\n",
+        local.session_id, local.version
+    );
+    let mut has_candidates = false;
+    for (section, usage, is_rejected) in answered {
+        if is_rejected {
+            let _ = write!(
+                sdp,
+                "m={} 0 {} {}\r\nc=IN IP4 0.0.0.0\r\na=mid:{}\r\na=inactive\r\n",
+                section.kind.name(),
+                section.proto,
+                section.fmt,
+                section.mid
+            );
+            continue;
+        }
+        let in_order = preferred(section, usage);
+        let formats = in_order.iter().map(|f| f.payload_type.to_string()).collect::<Vec<_>>().join(" ");
+        let formats = if section.kind == Kind::Application { section.fmt.clone() } else { formats };
+        let _ = write!(sdp, "m={} 9 {} {formats}\r\nc=IN IP4 0.0.0.0\r\n", section.kind.name(), section.proto);
+        if !has_candidates {
+            has_candidates = true;
+            for line in local.candidates.lines() {
+                let _ = write!(sdp, "a={line}\r\n");
+            }
+            sdp.push_str("a=end-of-candidates\r\n");
+        }
+        let setup = if role == Role::Server { "passive" } else { "active" };
+        let Credentials { ufrag, pwd } = local.credentials;
+        let _ = write!(
+            sdp,
+            "a=ice-ufrag:{ufrag}\r\na=ice-pwd:{pwd}\r\na=fingerprint:sha-256 {}\r\na=setup:{setup}\r\na=mid:{}\r\n",
+            local.fingerprint, section.mid
+        );
+        match section.kind {
+            Kind::Application => {
+                let port = section.sctp_port.unwrap_or(5000);
+                let _ = write!(sdp, "a=sctp-port:{port}\r\na=max-message-size:{}\r\n", sctp::MESSAGE_MAX);
+            }
+            Kind::Audio | Kind::Video => media(&mut sdp, section, usage, &mut plan),
+        }
+    }
+    (sdp, plan)
+}
+
+fn is_usable(section: &Section) -> bool {
+    section.kind == Kind::Application || !section.formats.is_empty()
+}
+
+/// Extensions that an answer takes up: all that we know, but no congestion feedback on what we send. Mid and rid are kept
+/// on every section: Chromium later offers only what all sections of a kind have agreed to. The dependency descriptor is
+/// for layered codecs: it would have to be renumbered when a simulcast layer is switched.
+fn accepted<'a>(section: &'a Section, usage: &'a Use) -> impl Iterator<Item = (u8, Extension)> + 'a {
+    let (we_send, codec) = match usage {
+        Use::Send { codec, .. } => (true, *codec),
+        Use::Receive { prefer, .. } => (false, *prefer),
+        Use::Data | Use::Idle => (false, None),
+    };
+    section.extensions.iter().copied().filter(move |(_, e)| match e {
+        Extension::TransportCc => !we_send,
+        Extension::DependencyDescriptor => codec.is_some_and(Codec::is_layered),
+        _ => true,
+    })
+}
+
+/// Formats in the order of the answer: a publisher sends the first one.
+fn preferred(section: &Section, usage: &Use) -> Vec<OfferedFormat> {
+    let mut formats = section.formats.clone();
+    if let Use::Receive { prefer: Some(codec), .. } = usage {
+        formats.sort_by_key(|f| f.format.codec != *codec);
+    }
+    formats
+}
+
+fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
+    let mut extensions = ExtensionMap::default();
+    for (id, extension) in accepted(section, usage) {
+        extensions.set(extension, id);
+        let _ = write!(sdp, "a=extmap:{id} {}\r\n", extension.uri());
+    }
+    let direction = match usage {
+        Use::Receive { .. } => "recvonly",
+        Use::Send { .. } => "sendonly",
+        Use::Data | Use::Idle => "inactive",
+    };
+    let _ = write!(sdp, "a={direction}\r\na=rtcp-mux\r\na=rtcp-rsize\r\n");
+    let formats = preferred(section, usage);
+    for format in &formats {
+        let pt = format.payload_type;
+        let _ = write!(sdp, "a=rtpmap:{pt} {}\r\n", format.rtpmap);
+        if let Use::Receive { .. } = usage
+            && extensions.id(Extension::TransportCc).is_some()
+        {
+            let _ = write!(sdp, "a=rtcp-fb:{pt} transport-cc\r\n");
+        }
+        if section.kind == Kind::Video {
+            let _ = write!(sdp, "a=rtcp-fb:{pt} ccm fir\r\na=rtcp-fb:{pt} nack pli\r\n");
+        }
+        if let Some(fmtp) = &format.fmtp {
+            let _ = write!(sdp, "a=fmtp:{pt} {fmtp}\r\n");
+        }
+    }
+    match usage {
+        Use::Receive { track, .. } => {
+            for rid in &section.rids {
+                let _ = write!(sdp, "a=rid:{rid} recv\r\n");
+            }
+            if !section.rids.is_empty() {
+                let _ = write!(sdp, "a=simulcast:recv {}\r\n", section.rids.join(";"));
+            }
+            plan.receive.push(Receive {
+                mid: section.mid.clone(),
+                track: *track,
+                formats,
+                extensions,
+                rids: section.rids.clone(),
+                ssrcs: section.ssrcs.clone(),
+            });
+        }
+        Use::Send { track, ssrc, stream, label, .. } => {
+            let _ = write!(sdp, "a=msid:{stream} {label}\r\na=ssrc:{ssrc} cname:{stream}\r\na=ssrc:{ssrc} msid:{stream} {label}\r\n");
+            plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, formats, extensions });
+        }
+        Use::Data | Use::Idle => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OFFER: &str = include_str!("../../tests/vectors/offer_chromium.sdp");
+
+    fn run(offer: &str, uses: &[Use]) -> (String, Plan) {
+        let credentials = Credentials { ufrag: "00abcdefghij".into(), pwd: "p".repeat(24) };
+        let candidates =
+            Candidates { udp: vec!["192.0.2.1:443".parse().expect("a literal")], tcp: vec!["192.0.2.1:443".parse().expect("a literal")] };
+        let local = Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2 };
+        answer(&Offer::parse(offer).expect("Chromium's offer"), &local, uses)
+    }
+
+    #[test]
+    fn an_answer_takes_what_is_published_and_sends_what_is_assigned() {
+        let send = Use::Send { track: TrackId(5), ssrc: Ssrc(99), codec: None, stream: "PA_x|TR_y".into(), label: "TR_y".into() };
+        let (sdp, plan) = run(OFFER, &[send, Use::Receive { track: TrackId(6), prefer: Some(Codec::Vp9) }, Use::Data]);
+        for line in [
+            "a=group:BUNDLE 0 1 2",
+            "a=ice-lite",
+            "a=candidate:1 1 udp 2130706431 192.0.2.1 443 typ host",
+            "a=candidate:101 1 tcp 1526726655 192.0.2.1 443 typ host tcptype passive",
+            "a=setup:passive",
+            "a=msid:PA_x|TR_y TR_y",
+            "a=simulcast:recv q;h;f",
+            "a=rtcp-fb:96 transport-cc",
+            "m=application 9 UDP/DTLS/SCTP webrtc-datachannel",
+            "m=video 9 UDP/TLS/RTP/SAVPF 98 96 102 45",
+        ] {
+            assert!(sdp.lines().any(|l| l == line), "{line} is not in\n{sdp}");
+        }
+        for absent in ["rtx", "red/", "a=rtcp-fb:111", "telephone-event"] {
+            assert!(!sdp.contains(absent), "{absent} is in\n{sdp}");
+        }
+        assert_eq!(plan.receive[0].rids, ["q", "h", "f"]);
+        assert_eq!(plan.receive[0].extensions.id(Extension::TransportCc), Some(4));
+        assert_eq!(plan.send[0].extensions.id(Extension::TransportCc), None);
+        assert_eq!((plan.role, plan.send[0].ssrc), (Role::Server, Ssrc(99)));
+        // The answer is a description that others can read.
+        let parsed = sdp_types::Session::parse(sdp.as_bytes()).expect("well-formed");
+        assert_eq!(parsed.medias.len(), 3);
+    }
+
+    #[test]
+    fn we_are_the_client_only_for_those_who_insist() {
+        let (sdp, plan) = run(&OFFER.replace("a=setup:actpass", "a=setup:passive"), &[Use::Idle, Use::Idle, Use::Data]);
+        assert_eq!(plan.role, Role::Client);
+        assert!(sdp.contains("a=setup:active") && !sdp.contains("a=setup:passive"));
+    }
+
+    #[test]
+    fn a_section_without_a_format_of_ours_is_rejected_alone() {
+        let offer = OFFER.replace("m=audio 9 UDP/TLS/RTP/SAVPF 111 63 9 0 8 13 110", "m=audio 9 UDP/TLS/RTP/SAVPF 63 13");
+        let (sdp, plan) =
+            run(&offer, &[Use::Receive { track: TrackId(1), prefer: None }, Use::Receive { track: TrackId(2), prefer: None }, Use::Data]);
+        assert!(sdp.contains("m=audio 0 UDP/TLS/RTP/SAVPF 63 13\r\n") && sdp.contains("a=group:BUNDLE 1 2\r\n"), "{sdp}");
+        assert_eq!(plan.receive.len(), 1);
+    }
+}

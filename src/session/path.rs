@@ -1,0 +1,187 @@
+//! How bytes reach one participant: what carries them, what they are dressed in, and the queue before a connection.
+//!
+//! ```text
+//! Udp                        | payload |
+//! Tcp      | length(16) | payload |                               RFC 4571
+//! Relayed  | channel(16) | length(16) | payload | pad on streams  ChannelData, RFC 8656 §12.4
+//!          | STUN header | XOR-PEER-ADDRESS | DATA | payload | pad  Data indication, until a channel is bound
+//! ```
+
+use crate::base::id::{Carrier, PeerAddr};
+use crate::base::time::{Duration, Instant};
+use crate::wire::stun::{Class, Method, TransactionId, Writer, attr};
+use crate::wire::turn::channel_header;
+use std::collections::VecDeque;
+
+/// What is put around a payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dress {
+    Bare,
+    Rfc4571,
+    Channel(u16),
+    Indication(PeerAddr),
+}
+
+/// Where a payload goes and in which dress.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Route {
+    pub carrier: Carrier,
+    pub dress: Dress,
+}
+
+/// Longest header of all dresses: STUN header, XOR-PEER-ADDRESS for IPv6, head of DATA.
+pub const HEADER_MAX: usize = 20 + 24 + 4;
+
+impl Route {
+    /// Appends the header; returns where the payload begins. Lengths are filled in by [`Route::finish`].
+    pub fn open(&self, out: &mut Vec<u8>) -> usize {
+        match self.dress {
+            Dress::Bare => {}
+            Dress::Rfc4571 => out.extend_from_slice(&[0; 2]),
+            Dress::Channel(_) => out.extend_from_slice(&[0; 4]),
+            Dress::Indication(peer) => {
+                let mut header = Vec::with_capacity(HEADER_MAX);
+                // An indication has no answer, so its transaction id only has to be well-formed.
+                let id = TransactionId([0x50; 12]);
+                Writer::new(&mut header, Method::Data, Class::Indication, id)
+                    .xor_address(attr::XOR_PEER_ADDRESS, peer.0)
+                    .attribute(attr::DATA, &[]);
+                out.extend_from_slice(&header);
+            }
+        }
+        out.len()
+    }
+
+    /// Fills in the lengths of a message that began at `start` and whose payload began at `payload_at`; pads it.
+    pub fn finish(&self, out: &mut Vec<u8>, start: usize, payload_at: usize) {
+        let len = out.len() - payload_at;
+        let is_stream = matches!(self.carrier, Carrier::Stream(_));
+        match self.dress {
+            Dress::Bare => {}
+            Dress::Rfc4571 => out[start..payload_at].copy_from_slice(&(len as u16).to_be_bytes()),
+            Dress::Channel(number) => {
+                out[start..payload_at].copy_from_slice(&channel_header(number, len));
+                if is_stream {
+                    out.resize(payload_at + len.next_multiple_of(4), 0);
+                }
+            }
+            Dress::Indication(_) => {
+                out[payload_at - 2..payload_at].copy_from_slice(&(len as u16).to_be_bytes());
+                out.resize(payload_at + len.next_multiple_of(4), 0);
+                let body = (out.len() - start - 20) as u16;
+                out[start + 2..start + 4].copy_from_slice(&body.to_be_bytes());
+            }
+        }
+    }
+}
+
+/// Bytes that may wait for one connection.
+const QUEUE_MAX: usize = 512 * 1024;
+/// How long a frame may wait before newer ones are refused: older media is of no use to anybody.
+const AGE_MAX: Duration = Duration::from_millis(500);
+
+/// What waits in plaintext for a connection. Nothing is encrypted before it is certain to be sent.
+#[derive(Default)]
+pub struct FrameQueue {
+    bytes: VecDeque<u8>,
+    frames: VecDeque<(usize, Instant)>,
+}
+
+impl FrameQueue {
+    pub fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    pub fn len_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// Takes a frame, or refuses it when the connection is behind in bytes or in time. Control frames (answers,
+    /// handshakes) are refused only when the queue is full.
+    pub fn push(&mut self, now: Instant, frame: &[u8], is_media: bool) -> bool {
+        let is_late = self.frames.front().is_some_and(|(_, since)| now.since(*since) > AGE_MAX);
+        if self.bytes.len() + frame.len() > QUEUE_MAX || (is_media && is_late) {
+            return false;
+        }
+        self.bytes.extend(frame);
+        self.frames.push_back((frame.len(), now));
+        true
+    }
+
+    /// Moves whole frames of at most `budget` bytes to `out`; at least one if any waits.
+    pub fn take(&mut self, budget: usize, out: &mut Vec<u8>) {
+        let mut taken = 0;
+        while let Some((len, _)) = self.frames.front().copied() {
+            if taken > 0 && taken + len > budget {
+                break;
+            }
+            taken += len;
+            self.frames.pop_front();
+        }
+        out.extend(self.bytes.drain(..taken));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::id::{ClientAddr, SocketId, StreamId};
+    use crate::wire::stun::Message;
+    use crate::wire::{framing::Framing, turn};
+
+    fn dressed(carrier: Carrier, dress: Dress, payload: &[u8]) -> Vec<u8> {
+        let route = Route { carrier, dress };
+        let mut out = vec![0xEE; 3];
+        let at = route.open(&mut out);
+        out.extend_from_slice(payload);
+        route.finish(&mut out, 3, at);
+        out.split_off(3)
+    }
+
+    const STREAM: Carrier = Carrier::Stream(StreamId(1));
+
+    fn udp() -> Carrier {
+        let remote = ClientAddr(([192, 0, 2, 1], 5).into());
+        Carrier::Udp { socket: SocketId(0), local: [192, 0, 2, 9].into(), remote }
+    }
+
+    #[test]
+    fn every_dress_reads_back() {
+        for len in [0, 1, 2, 3, 4, 5, 1200] {
+            let payload = vec![7; len];
+            assert_eq!(dressed(udp(), Dress::Bare, &payload), payload);
+            let framed = dressed(STREAM, Dress::Rfc4571, &payload);
+            let frame = Framing::Rfc4571.next(&framed).expect("well-formed").expect("whole");
+            assert_eq!((&framed[frame.start..frame.end], frame.consumed), (&payload[..], framed.len()));
+            for carrier in [udp(), STREAM] {
+                let channel = dressed(carrier, Dress::Channel(0x4001), &payload);
+                let (number, range) = turn::channel_data(&channel).expect("well-formed");
+                assert_eq!((number, &channel[range]), (0x4001, &payload[..]));
+                let padded = if carrier == STREAM { len.next_multiple_of(4) } else { len };
+                assert_eq!(channel.len(), 4 + padded, "padding is for streams");
+                for peer in ["192.0.2.3:443", "[2001:db8::3]:443"] {
+                    let peer = PeerAddr(peer.parse().expect("a literal"));
+                    let indication = dressed(carrier, Dress::Indication(peer), &payload);
+                    let message = Message::decode(&indication).expect("well-formed");
+                    assert_eq!(message.get(attr::DATA), Some(&payload[..]));
+                    assert_eq!(message.get(attr::XOR_PEER_ADDRESS).and_then(|v| message.xor_address(v)), Some(peer.0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_queue_is_bounded_in_time_and_bytes() {
+        let mut queue = FrameQueue::default();
+        assert!(queue.push(Instant::from_millis(0), &[1; 10], true));
+        assert!(queue.push(Instant::from_millis(500), &[2; 10], true));
+        assert!(!queue.push(Instant::from_millis(501), &[3; 10], true), "late media");
+        assert!(queue.push(Instant::from_millis(501), &[4; 10], false), "control still passes");
+        let mut out = Vec::new();
+        queue.take(15, &mut out);
+        assert_eq!(out, [1; 10], "whole frames only");
+        queue.take(1, &mut out);
+        assert_eq!(out.len(), 20, "at least one");
+        assert!(!queue.push(Instant::from_millis(501), &vec![0; QUEUE_MAX], false), "full");
+    }
+}

@@ -1,0 +1,205 @@
+//! What a shard counts: one writer, read by whoever scrapes. Every drop has its name here.
+
+use crate::engine::ice::IceDrop;
+use crate::engine::srtp::SrtpError;
+use crate::engine::turn::{Refusal, TurnDrop};
+use crate::session::SessionDrop;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $variant:ident $family:literal $label:literal),* $(,)?) => {
+        /// One number of a shard.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Counter {
+            $($(#[$doc])* $variant),*
+        }
+
+        impl Counter {
+            pub const ALL: &[Counter] = &[$(Counter::$variant),*];
+
+            /// Metric family, without the `postern_` before and the `_total` after it.
+            pub fn family(self) -> &'static str {
+                match self { $(Counter::$variant => $family),* }
+            }
+
+            /// Value of the family's label; empty when it has none.
+            pub fn label(self) -> &'static str {
+                match self { $(Counter::$variant => $label),* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Datagrams from UDP sockets, redirected ones not counted again.
+    DatagramsIn "datagrams_received" "",
+    /// Frames from TCP and TLS connections.
+    FramesIn "stream_frames_received" "",
+    DatagramsOut "datagrams_sent" "",
+    FramesOut "stream_frames_sent" "",
+    /// Datagrams and frames that got a STUN or TURN answer, or were taken by a handshake or a data channel.
+    Answered "packets_consumed" "answered",
+    /// Media and feedback that a session took.
+    MediaIn "packets_consumed" "media",
+    /// Given to the worker that owns them.
+    Redirected "packets_consumed" "redirected",
+    /// Held or swallowed by an engine without an answer: handshake fragments, indications that only deliver.
+    Absorbed "packets_consumed" "absorbed",
+    /// Media packets written for a hearer.
+    Forwarded "media_packets_forwarded" "",
+    /// Payloads that came through our own relay to the SFU by a function call.
+    RelayedIn "relay_packets_in_process" "in",
+    RelayedOut "relay_packets_in_process" "out",
+    /// Checks sent on without noting their tuple.
+    RedirectTableFull "redirect_table_full" "",
+    KeyFramesAsked "key_frame_requests" "",
+    AllocationsOpened "turn_allocations" "opened",
+    AllocationsClosed "turn_allocations" "closed",
+    AllocationsMoved "turn_allocations" "moved",
+    StreamsMoved "streams_moved" "",
+    DataMessages "data_messages_forwarded" "",
+    SessionsOpened "sessions" "opened",
+    SessionsClosed "sessions" "closed",
+
+    RefusedConnectionsFull "connection_refusals" "connections_per_worker",
+    RefusedHalfOpen "connection_refusals" "half_open_per_address",
+    RefusedHttpBusy "connection_refusals" "http_busy",
+    ClosedSlowOpening "connection_refusals" "slow_opening",
+    ClosedUnknownOpening "connection_refusals" "unknown_opening",
+    ClosedTls "connection_refusals" "tls_failed",
+    ClosedUnused "connection_refusals" "unused",
+    ClosedFraming "connection_refusals" "framing_lost",
+
+    RefusedBadRequest "turn_refusals" "400_bad_request",
+    RefusedUnauthenticated "turn_refusals" "401_unauthenticated",
+    RefusedPeerForbidden "turn_refusals" "403_peer_forbidden",
+    RefusedUnknownAttribute "turn_refusals" "420_unknown_attribute",
+    RefusedNoAllocation "turn_refusals" "437_allocation_mismatch",
+    RefusedStaleNonce "turn_refusals" "438_stale_nonce",
+    RefusedFamilyUnsupported "turn_refusals" "440_family_unsupported",
+    RefusedWrongCredentials "turn_refusals" "441_wrong_credentials",
+    RefusedTransport "turn_refusals" "442_transport_unsupported",
+    RefusedFamilyMismatch "turn_refusals" "443_family_mismatch",
+    RefusedQuota "turn_refusals" "486_quota_reached",
+    RefusedCapacity "turn_refusals" "508_capacity_reached",
+
+    DropUnknownKind "drops" "unknown_kind",
+    DropQuic "drops" "quic_not_enabled",
+    DropMalformedStun "drops" "malformed_stun",
+    DropStunMethod "drops" "unknown_stun_method",
+    DropFingerprint "drops" "bad_stun_fingerprint",
+    DropNotARequest "drops" "stun_not_a_request",
+    DropTurnOnMediaPort "drops" "stun_without_ufrag_on_media_port",
+    DropUnknownUfrag "drops" "unknown_ufrag",
+    DropUnknownTuple "drops" "unknown_tuple",
+    DropUncheckedPath "drops" "unchecked_path",
+    DropIceUnauthentic "drops" "ice_unauthentic",
+    DropIceRefused "drops" "ice_refused",
+    DropHeadStart "drops" "relay_head_start",
+    DropRingFull "drops" "ring_full",
+    DropBeforeKeys "drops" "srtp_before_keys",
+    DropSrtpMalformed "drops" "srtp_malformed",
+    DropSrtpReplayed "drops" "srtp_replayed",
+    DropSrtpUnauthentic "drops" "srtp_unauthentic",
+    DropSrtpSources "drops" "srtp_too_many_sources",
+    DropUnknownSource "drops" "rtp_unknown_source",
+    DropMalformedRtp "drops" "rtp_malformed",
+    DropTurnMalformed "drops" "turn_malformed",
+    DropTurnNoAllocation "drops" "turn_no_allocation",
+    DropTurnNoPermission "drops" "turn_no_permission",
+    DropTurnUnbound "drops" "turn_channel_unbound",
+    DropTurnPeer "drops" "turn_peer_not_sfu",
+    DropRelayNoRoute "drops" "relay_no_route",
+    DropRelayMovedTwice "drops" "relay_owner_changed_again",
+    DropTooLong "drops" "packet_too_long",
+    DropStreamQueue "drops" "stream_queue_full",
+    DropUnknownStream "drops" "unknown_stream",
+    DropDataMalformed "drops" "data_malformed",
+    DropDataForbidden "drops" "data_forbidden",
+    DropDataQueue "drops" "data_queue_full",
+    DropSendFailed "drops" "udp_send_failed",
+}
+
+/// One shard's numbers. Written by its worker alone, so a plain load and store is enough.
+#[derive(Clone)]
+pub struct Counters(Arc<[AtomicU64]>);
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self(Counter::ALL.iter().map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl Counters {
+    pub fn add(&self, counter: Counter, n: u64) {
+        let cell = &self.0[counter as usize];
+        cell.store(cell.load(Relaxed) + n, Relaxed);
+    }
+
+    pub fn count(&self, counter: Counter) {
+        self.add(counter, 1);
+    }
+
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].load(Relaxed)
+    }
+
+    /// Sum of a family, or of one label of it.
+    pub fn sum(&self, family: &str) -> u64 {
+        Counter::ALL.iter().filter(|c| c.family() == family).map(|c| self.get(*c)).sum()
+    }
+}
+
+impl From<SessionDrop> for Counter {
+    fn from(drop: SessionDrop) -> Self {
+        match drop {
+            SessionDrop::Ice(IceDrop::NotForUs) => Self::DropUnknownUfrag,
+            SessionDrop::Ice(IceDrop::Unauthentic) => Self::DropIceUnauthentic,
+            SessionDrop::Ice(IceDrop::Refused) => Self::DropIceRefused,
+            SessionDrop::Ice(IceDrop::HeadStart) => Self::DropHeadStart,
+            SessionDrop::BeforeKeys => Self::DropBeforeKeys,
+            SessionDrop::Srtp(SrtpError::Malformed) => Self::DropSrtpMalformed,
+            SessionDrop::Srtp(SrtpError::Replayed) => Self::DropSrtpReplayed,
+            SessionDrop::Srtp(SrtpError::Unauthentic) => Self::DropSrtpUnauthentic,
+            SessionDrop::Srtp(SrtpError::TooManySources) => Self::DropSrtpSources,
+            SessionDrop::UnknownSource => Self::DropUnknownSource,
+            SessionDrop::MalformedRtp => Self::DropMalformedRtp,
+            SessionDrop::UncheckedPath => Self::DropUncheckedPath,
+        }
+    }
+}
+
+impl From<TurnDrop> for Counter {
+    fn from(drop: TurnDrop) -> Self {
+        match drop {
+            TurnDrop::Malformed => Self::DropTurnMalformed,
+            TurnDrop::UnknownMethod => Self::DropStunMethod,
+            TurnDrop::BadFingerprint => Self::DropFingerprint,
+            TurnDrop::NotARequest => Self::DropNotARequest,
+            TurnDrop::NoAllocation => Self::DropTurnNoAllocation,
+            TurnDrop::NoPermission => Self::DropTurnNoPermission,
+            TurnDrop::ChannelUnbound => Self::DropTurnUnbound,
+            TurnDrop::PeerNotSfu => Self::DropTurnPeer,
+        }
+    }
+}
+
+impl From<Refusal> for Counter {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::BadRequest => Self::RefusedBadRequest,
+            Refusal::Unauthenticated => Self::RefusedUnauthenticated,
+            Refusal::PeerForbidden => Self::RefusedPeerForbidden,
+            Refusal::UnknownAttribute => Self::RefusedUnknownAttribute,
+            Refusal::NoAllocation => Self::RefusedNoAllocation,
+            Refusal::StaleNonce => Self::RefusedStaleNonce,
+            Refusal::FamilyUnsupported => Self::RefusedFamilyUnsupported,
+            Refusal::WrongCredentials => Self::RefusedWrongCredentials,
+            Refusal::TransportUnsupported => Self::RefusedTransport,
+            Refusal::FamilyMismatch => Self::RefusedFamilyMismatch,
+            Refusal::QuotaReached => Self::RefusedQuota,
+            Refusal::CapacityReached => Self::RefusedCapacity,
+        }
+    }
+}

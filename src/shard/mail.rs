@@ -1,0 +1,148 @@
+//! What the control plane and the shards tell each other, and shards among themselves. Plain data.
+
+use crate::base::buf::PacketBuf;
+use crate::base::id::{Carrier, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::engine::ice::Credentials;
+use crate::engine::relay_table::Allocation;
+use crate::engine::srtp::Profile;
+use crate::room::speaker;
+use crate::session::End;
+use crate::session::negotiate::Plan;
+use crate::session::path::FrameQueue;
+use std::net::SocketAddr;
+
+/// Control plane to shard.
+#[derive(Debug)]
+pub enum Command {
+    /// A participant may connect: its credentials name this worker.
+    Open {
+        session: SessionId,
+        room: RoomId,
+        credentials: Credentials,
+        identity: String,
+        sid: String,
+        can_publish_data: bool,
+        can_subscribe: bool,
+    },
+    Apply {
+        session: SessionId,
+        plan: Box<Plan>,
+    },
+    Publish {
+        room: RoomId,
+        session: SessionId,
+        track: TrackId,
+        is_video: bool,
+    },
+    Unpublish {
+        room: RoomId,
+        track: TrackId,
+    },
+    Subscribe {
+        room: RoomId,
+        session: SessionId,
+        track: TrackId,
+    },
+    Unsubscribe {
+        room: RoomId,
+        session: SessionId,
+        track: TrackId,
+    },
+    /// What a subscriber wants of a track (`UpdateTrackSettings`).
+    Want {
+        room: RoomId,
+        session: SessionId,
+        track: TrackId,
+        enabled: bool,
+        layer_max: u8,
+    },
+    Close {
+        session: SessionId,
+    },
+}
+
+/// Which way a participant's packets take; what the page shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PathKind {
+    Udp,
+    Tcp,
+    RelayUdp,
+    RelayTcp,
+    RelayTls,
+}
+
+impl PathKind {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Udp => "udp",
+            Self::Tcp => "tcp",
+            Self::RelayUdp => "relay/udp",
+            Self::RelayTcp => "relay/tcp",
+            Self::RelayTls => "relay/tls",
+        }
+    }
+}
+
+/// Shard to control plane.
+#[derive(Debug)]
+pub enum Report {
+    Live { session: SessionId, profile: Profile },
+    Path { session: SessionId, kind: PathKind },
+    Ended { session: SessionId, end: End },
+    Speakers { room: RoomId, changes: Vec<speaker::Change> },
+}
+
+/// What an accepted connection speaks, once told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StreamRole {
+    Turn,
+    Ice,
+}
+
+/// The shard's part of a connection; it moves with it.
+pub struct StreamState {
+    pub role: StreamRole,
+    pub remote: SocketAddr,
+    pub is_tls: bool,
+    pub queue: FrameQueue,
+    pub has_moved: bool,
+}
+
+/// What goes along when a connection moves to its owner: its state, its allocation, and the message that named the owner.
+pub struct StreamCargo {
+    pub state: StreamState,
+    pub allocation: Option<Box<Allocation>>,
+    pub delivered: PacketBuf,
+    /// For a delivery of the relay: the address it was sent to.
+    pub peer: Option<PeerAddr>,
+}
+
+/// Shard to shard.
+pub enum Parcel {
+    /// A datagram that arrived on another worker's socket than its owner's.
+    Datagram { carrier: Carrier, buf: PacketBuf },
+    /// The owner has authenticated this tuple: send on what comes from it.
+    Confirm { carrier: Carrier },
+    /// The owner no longer knows this tuple.
+    Withdraw { carrier: Carrier },
+    /// A UDP allocation goes to its owner, with the check that named it.
+    Allocation { allocation: Box<Allocation>, delivered: PacketBuf, peer: PeerAddr },
+}
+
+/// What a driver must do for a shard.
+pub enum Effect {
+    Report(Report),
+    Parcel {
+        to: WorkerId,
+        parcel: Parcel,
+    },
+    /// Hand the connection to another worker; the shard here has forgotten it.
+    MoveStream {
+        stream: StreamId,
+        to: WorkerId,
+        cargo: Box<StreamCargo>,
+    },
+    CloseStream {
+        stream: StreamId,
+    },
+}

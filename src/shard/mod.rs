@@ -1,0 +1,877 @@
+//! Floor 4: one core's share of the server, as a value: a function of (config, seed, inputs, time). The only place where
+//! session, room and TURN meet. `io` drives it with real sockets, `sim` with virtual ones.
+//!
+//! In: datagrams, frames of connections, commands, parcels of other shards, time. Out: [`Egress`], frame queues of
+//! connections, and [`Effect`]s. Every datagram and frame that comes in is counted once more where it ends: consumed or
+//! dropped by name; the simulation checks the sum.
+
+pub mod counters;
+pub mod egress;
+pub mod mail;
+pub mod table;
+pub mod timers;
+
+use crate::base::buf::{PacketBuf, Pool};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::base::rng::Rng;
+use crate::base::time::{Anchor, Now};
+use crate::crypto::SecretRng;
+use crate::engine::dtls::Identity;
+use crate::engine::relay_table::Allocation;
+use crate::engine::turn::{self, Turn, TurnConfig};
+use crate::engine::{ice, sctp};
+use crate::room::{Member, Room, Routed};
+use crate::session::path::{self, FrameQueue, Route};
+use crate::session::{self, FORWARD_OVERHEAD_MAX, Session, SessionDrop};
+use crate::wire::data_packet::{self, Delivery};
+use crate::wire::demux::{self, DatagramKind};
+use crate::wire::stun::{self, Message};
+use counters::{Counter, Counters};
+use egress::Egress;
+use mail::{Command, Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use table::{Owner, Table};
+use timers::{Timer, Timers};
+
+/// What a bound UDP port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PortRole {
+    /// ICE checks, DTLS, SRTP.
+    Media,
+    /// STUN and TURN.
+    Turn,
+}
+
+/// What a shard is made from.
+pub struct ShardConfig {
+    pub worker: WorkerId,
+    pub workers: u8,
+    /// Role of each UDP socket, by `SocketId`.
+    pub sockets: Vec<PortRole>,
+    pub turn: Arc<TurnConfig>,
+    pub identity: Identity,
+    pub anchor: Anchor,
+    /// Packet buffers kept ready.
+    pub buffers: usize,
+}
+
+pub struct Shard {
+    config: ShardConfig,
+    pub counters: Counters,
+    pub pool: Pool,
+    pub egress: Egress,
+    effects: Vec<Effect>,
+    table: Table,
+    timers: Timers,
+    turn: Turn,
+    sessions: HashMap<SessionId, Session>,
+    /// Room and our own half of the ICE credentials of each session.
+    places: HashMap<SessionId, Place>,
+    rooms: BTreeMap<RoomId, Room>,
+    streams: HashMap<StreamId, StreamState>,
+    /// Connections that have something to write.
+    writable: Vec<StreamId>,
+    secrets: SecretRng,
+    routed: Routed,
+    turn_reply: Vec<u8>,
+    turn_effects: Vec<turn::Effect>,
+    session_effects: Vec<session::Effect>,
+}
+
+struct Place {
+    room: RoomId,
+    ufrags: Vec<String>,
+}
+
+impl Shard {
+    pub fn new(config: ShardConfig, secrets: SecretRng, dice: Rng) -> Self {
+        Self {
+            counters: Counters::default(),
+            pool: Pool::new(config.buffers),
+            egress: Egress::default(),
+            effects: Vec::new(),
+            table: Table::default(),
+            timers: Timers::default(),
+            turn: Turn::new(Arc::clone(&config.turn), config.worker, dice),
+            sessions: HashMap::new(),
+            places: HashMap::new(),
+            rooms: BTreeMap::new(),
+            streams: HashMap::new(),
+            writable: Vec::new(),
+            secrets,
+            routed: Routed::default(),
+            turn_reply: Vec::new(),
+            turn_effects: Vec::new(),
+            session_effects: Vec::new(),
+            config,
+        }
+    }
+
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    pub fn allocations(&self) -> usize {
+        self.turn.allocations()
+    }
+
+    /// Effects since the last call, oldest first.
+    pub fn take_effects(&mut self) -> Vec<Effect> {
+        std::mem::take(&mut self.effects)
+    }
+
+    /// Whether the connection was handed to another worker while its frames were being read.
+    pub fn knows_stream(&self, stream: StreamId) -> bool {
+        self.streams.contains_key(&stream)
+    }
+
+    // ---- datagrams ------------------------------------------------------------------------------------------------
+
+    /// One datagram from a socket of this worker.
+    pub fn handle_datagram(&mut self, now: Now, carrier: Carrier, buf: PacketBuf) {
+        self.counters.count(Counter::DatagramsIn);
+        self.datagram(now, carrier, buf, None);
+    }
+
+    /// `from` is the worker whose socket it came to, when that is not this one.
+    fn datagram(&mut self, now: Now, carrier: Carrier, mut buf: PacketBuf, from: Option<WorkerId>) {
+        let Carrier::Udp { socket, remote, .. } = carrier else { return };
+        let outcome = match self.config.sockets.get(usize::from(socket.0)) {
+            Some(PortRole::Media) => self.media(now, path_of(carrier), remote.0, &mut buf, from),
+            Some(PortRole::Turn) => match self.table.by_carrier(now.mono, carrier) {
+                Some(Owner::Elsewhere(worker)) if from.is_none() => Outcome::SendOn(worker),
+                _ => self.turn_message(now, carrier, remote, &mut buf),
+            },
+            None => Outcome::Drop(Counter::DropUnknownTuple),
+        };
+        match outcome {
+            Outcome::Consumed(counter) | Outcome::Drop(counter) => {
+                self.counters.count(counter);
+                self.pool.put(buf);
+            }
+            Outcome::SendOn(to) => {
+                self.counters.count(Counter::Redirected);
+                self.effects.push(Effect::Parcel { to, parcel: Parcel::Datagram { carrier, buf } });
+            }
+            Outcome::MoveRelay { allocation, to, peer } => {
+                self.counters.count(Counter::Redirected);
+                self.move_allocation(carrier, allocation, to, peer, buf);
+            }
+        }
+    }
+
+    // ---- connections ----------------------------------------------------------------------------------------------
+
+    /// A connection whose first bytes told what it speaks.
+    pub fn stream_opened(&mut self, stream: StreamId, role: StreamRole, remote: std::net::SocketAddr, is_tls: bool) {
+        self.streams.insert(stream, StreamState { role, remote, is_tls, queue: FrameQueue::default(), has_moved: false });
+    }
+
+    /// One whole frame of a connection. Afterwards the connection may have moved: see [`Shard::knows_stream`].
+    pub fn handle_frame(&mut self, now: Now, stream: StreamId, mut buf: PacketBuf) {
+        self.counters.count(Counter::FramesIn);
+        let Some(state) = self.streams.get(&stream) else {
+            self.counters.count(Counter::DropUnknownStream);
+            return self.pool.put(buf);
+        };
+        let (role, remote) = (state.role, ClientAddr(state.remote));
+        let outcome = match role {
+            StreamRole::Ice => self.media(now, PathId::Tcp(stream), remote.0, &mut buf, None),
+            StreamRole::Turn => self.turn_message(now, Carrier::Stream(stream), remote, &mut buf),
+        };
+        match outcome {
+            Outcome::Consumed(counter) | Outcome::Drop(counter) => {
+                self.counters.count(counter);
+                self.pool.put(buf);
+            }
+            Outcome::SendOn(to) => self.move_stream(stream, to, None, None, buf),
+            Outcome::MoveRelay { allocation, to, peer } => {
+                let allocation = self.turn.release(allocation).map(Box::new);
+                self.move_stream(stream, to, allocation, Some(peer), buf);
+            }
+        }
+    }
+
+    fn move_stream(
+        &mut self,
+        stream: StreamId,
+        to: WorkerId,
+        allocation: Option<Box<Allocation>>,
+        peer: Option<PeerAddr>,
+        delivered: PacketBuf,
+    ) {
+        let Some(mut state) = self.streams.remove(&stream) else { return self.pool.put(delivered) };
+        if state.has_moved {
+            self.counters.count(Counter::DropRelayMovedTwice);
+            self.effects.push(Effect::CloseStream { stream });
+            return self.pool.put(delivered);
+        }
+        self.table.forget(Carrier::Stream(stream));
+        self.counters.count(Counter::Redirected);
+        self.counters.count(Counter::StreamsMoved);
+        state.has_moved = true;
+        let cargo = Box::new(StreamCargo { state, allocation, delivered, peer });
+        self.effects.push(Effect::MoveStream { stream, to, cargo });
+    }
+
+    /// A connection that another worker accepted and that belongs here.
+    pub fn adopt_stream(&mut self, now: Now, stream: StreamId, cargo: StreamCargo) {
+        let StreamCargo { state, allocation, mut delivered, peer } = cargo;
+        let remote = state.remote;
+        if !state.queue.is_empty() {
+            self.writable.push(stream);
+        }
+        self.streams.insert(stream, state);
+        let outcome = match (allocation, peer) {
+            (Some(allocation), Some(peer)) => {
+                let (id, relayed) = (allocation.id, allocation.relayed);
+                self.turn.adopt(now.mono, *allocation);
+                self.arm_turn();
+                self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None)
+            }
+            _ => self.media(now, PathId::Tcp(stream), remote, &mut delivered, None),
+        };
+        self.count_adopted(outcome);
+        self.pool.put(delivered);
+    }
+
+    /// What arrived here with its carrier was counted where it came in; only a drop is still to be named.
+    fn count_adopted(&mut self, outcome: Outcome) {
+        self.counters.count(match outcome {
+            Outcome::Consumed(counter) | Outcome::Drop(counter) => counter,
+            Outcome::SendOn(_) | Outcome::MoveRelay { .. } => Counter::DropRelayMovedTwice,
+        });
+    }
+
+    pub fn stream_closed(&mut self, now: Now, stream: StreamId) {
+        if self.streams.remove(&stream).is_none() {
+            return;
+        }
+        self.lose_path(now, PathId::Tcp(stream));
+        let mut effects = std::mem::take(&mut self.turn_effects);
+        self.turn.carrier_lost(Carrier::Stream(stream), &mut effects);
+        self.turn_effects = effects;
+        self.drain_turn(now);
+    }
+
+    /// Connections that have frames to write; each is named at least once.
+    pub fn take_writable(&mut self) -> Vec<StreamId> {
+        std::mem::take(&mut self.writable)
+    }
+
+    /// Moves frames of about `budget` bytes to `out`, in plaintext.
+    pub fn take_frames(&mut self, stream: StreamId, budget: usize, out: &mut Vec<u8>) {
+        if let Some(state) = self.streams.get_mut(&stream) {
+            state.queue.take(budget, out);
+        }
+    }
+
+    /// Whether the connection carries an allocation or a checked path.
+    pub fn uses_stream(&self, now: Now, stream: StreamId) -> bool {
+        let carrier = Carrier::Stream(stream);
+        self.turn.id_of(carrier).is_some() || self.table.by_carrier(now.mono, carrier).is_some()
+    }
+
+    pub fn has_frames(&self, stream: StreamId) -> bool {
+        self.streams.get(&stream).is_some_and(|s| !s.queue.is_empty())
+    }
+
+    // ---- TURN -----------------------------------------------------------------------------------------------------
+
+    fn turn_message(&mut self, now: Now, carrier: Carrier, client: ClientAddr, buf: &mut PacketBuf) -> Outcome {
+        let mut effects = std::mem::take(&mut self.turn_effects);
+        let mut reply = std::mem::take(&mut self.turn_reply);
+        let outcome = self.turn.handle(now, carrier, client, buf, &mut reply, &mut effects);
+        if !reply.is_empty() {
+            // An answer of the relay goes back bare: what carries TURN frames it by its own length.
+            self.send(now, Route { carrier, dress: path::Dress::Bare }, &reply, false);
+        }
+        let has_answer = !reply.is_empty();
+        let delivery = effects.iter().position(|e| matches!(e, turn::Effect::Deliver { .. }));
+        let delivery = delivery.map(|at| effects.swap_remove(at));
+        self.turn_effects = effects;
+        self.turn_reply = reply;
+        self.drain_turn(now);
+        self.arm_turn();
+        match (outcome, delivery) {
+            (Err(drop), _) => Outcome::Drop(drop.into()),
+            (Ok(()), Some(turn::Effect::Deliver { allocation, peer, payload })) => {
+                let Some(relayed) = self.turn.get(allocation).map(|a| a.relayed) else {
+                    return Outcome::Drop(Counter::DropTurnNoAllocation);
+                };
+                let len = payload.len();
+                buf.advance(payload.start);
+                buf.set_len(len);
+                self.counters.count(Counter::RelayedIn);
+                let has_moved = self.turn.get(allocation).is_some_and(|a| a.has_moved);
+                match self.media(now, PathId::Relayed { allocation, peer }, relayed.0, buf, None) {
+                    Outcome::SendOn(_) if has_moved => Outcome::Drop(Counter::DropRelayMovedTwice),
+                    Outcome::SendOn(to) => Outcome::MoveRelay { allocation, to, peer },
+                    other => other,
+                }
+            }
+            (Ok(()), _) if has_answer => Outcome::Consumed(Counter::Answered),
+            (Ok(()), _) => Outcome::Consumed(Counter::Absorbed),
+        }
+    }
+
+    fn move_allocation(&mut self, carrier: Carrier, allocation: AllocationId, to: WorkerId, peer: PeerAddr, delivered: PacketBuf) {
+        let Some(allocation) = self.turn.release(allocation) else { return self.pool.put(delivered) };
+        self.counters.count(Counter::AllocationsMoved);
+        self.table.confirm(carrier, to);
+        let parcel = Parcel::Allocation { allocation: Box::new(allocation), delivered, peer };
+        self.effects.push(Effect::Parcel { to, parcel });
+    }
+
+    fn drain_turn(&mut self, now: Now) {
+        let mut effects = std::mem::take(&mut self.turn_effects);
+        for effect in effects.drain(..) {
+            match effect {
+                turn::Effect::Opened { .. } => self.counters.count(Counter::AllocationsOpened),
+                turn::Effect::Closed { allocation, carrier } => {
+                    self.counters.count(Counter::AllocationsClosed);
+                    if let Some(session) = self.table.by_allocation(allocation) {
+                        for path in self.relayed_paths(session, allocation) {
+                            self.lose_path(now, path);
+                        }
+                        self.table.forget_relayed(allocation);
+                    }
+                    self.give_up(carrier);
+                }
+                turn::Effect::Refused(refusal) => self.counters.count(refusal.into()),
+                // Routes are looked up when something is sent.
+                turn::Effect::RouteChanged { .. } | turn::Effect::Deliver { .. } => {}
+            }
+        }
+        self.turn_effects = effects;
+    }
+
+    fn relayed_paths(&self, session: SessionId, allocation: AllocationId) -> Vec<PathId> {
+        let is_of = |p: &PathId| matches!(p, PathId::Relayed { allocation: a, .. } if *a == allocation);
+        self.sessions.get(&session).map(|s| s.paths().filter(is_of).collect()).unwrap_or_default()
+    }
+
+    fn arm_turn(&mut self) {
+        if let Some(at) = self.turn.deadline() {
+            self.timers.arm(Timer::Turn, at);
+        }
+    }
+
+    /// Tells the worker that receives this carrier's packets that they are nobody's now.
+    fn give_up(&mut self, carrier: Carrier) {
+        self.table.forget(carrier);
+        if let Some(to) = self.table.take_receiver(carrier) {
+            self.effects.push(Effect::Parcel { to, parcel: Parcel::Withdraw { carrier } });
+        }
+    }
+
+    // ---- media ----------------------------------------------------------------------------------------------------
+
+    /// One packet for the SFU, however it came: STUN by ufrag before any look-up of tuples, the rest by its path.
+    fn media(&mut self, now: Now, path: PathId, seen_as: std::net::SocketAddr, packet: &mut [u8], from: Option<WorkerId>) -> Outcome {
+        let kind = demux::datagram(packet);
+        if kind == DatagramKind::Stun {
+            return self.check(now, path, seen_as, packet, from);
+        }
+        let session = match self.owner_of(now, path) {
+            Some(Owner::Here(session)) => Some(session),
+            Some(Owner::Elsewhere(worker)) if from.is_none() => return Outcome::SendOn(worker),
+            _ => None,
+        };
+        match kind {
+            DatagramKind::Dtls | DatagramKind::Rtp => {}
+            DatagramKind::Quic => return Outcome::Drop(Counter::DropQuic),
+            DatagramKind::ChannelData | DatagramKind::Unknown | DatagramKind::Stun => return Outcome::Drop(Counter::DropUnknownKind),
+        }
+        let Some(id) = session else { return Outcome::Drop(Counter::DropUnknownTuple) };
+        let outcome = match kind {
+            DatagramKind::Dtls => self.dtls(now, id, path, packet),
+            _ if demux::is_rtcp(packet) => self.rtcp(now, id, path, packet),
+            _ => self.rtp(now, id, path, packet),
+        };
+        self.arm_session(id);
+        match outcome {
+            Ok(counter) => Outcome::Consumed(counter),
+            Err(drop) => Outcome::Drop(drop.into()),
+        }
+    }
+
+    fn check(&mut self, now: Now, path: PathId, seen_as: std::net::SocketAddr, packet: &[u8], from: Option<WorkerId>) -> Outcome {
+        let check = match Message::decode(packet) {
+            Ok(message) => message,
+            Err(stun::Refused::Malformed) => return Outcome::Drop(Counter::DropMalformedStun),
+            Err(stun::Refused::UnknownMethod) => return Outcome::Drop(Counter::DropStunMethod),
+            Err(stun::Refused::BadFingerprint) => return Outcome::Drop(Counter::DropFingerprint),
+        };
+        let Some((ufrag, _)) = ice::usernames(&check) else { return Outcome::Drop(Counter::DropTurnOnMediaPort) };
+        let Some(id) = self.table.by_ufrag(ufrag) else {
+            return match table::owner_of(ufrag, self.config.workers) {
+                Some(owner) if owner != self.config.worker && from.is_none() => {
+                    // A connection or an allocation moves; only a UDP tuple is sent on packet by packet.
+                    if let PathId::Udp { .. } = path
+                        && let Some(carrier) = carrier_of(path)
+                        && !self.table.provisional(now.mono, carrier, owner)
+                    {
+                        self.counters.count(Counter::RedirectTableFull);
+                    }
+                    Outcome::SendOn(owner)
+                }
+                _ => Outcome::Drop(Counter::DropUnknownUfrag),
+            };
+        };
+        let Some(session) = self.sessions.get_mut(&id) else { return Outcome::Drop(Counter::DropUnknownUfrag) };
+        let mut effects = std::mem::take(&mut self.session_effects);
+        let outcome = session.handle_check(now.mono, path, seen_as, &check, &mut effects);
+        if outcome.is_ok()
+            && let Some(carrier) = carrier_of(path)
+        {
+            if !self.table.is_of(carrier, id) {
+                self.table.validated(carrier, id);
+            }
+            if let Some(worker) = from {
+                self.table.received_by(carrier, worker);
+                self.effects.push(Effect::Parcel { to: worker, parcel: Parcel::Confirm { carrier } });
+            }
+        }
+        self.drain_session(now, id, effects);
+        self.arm_session(id);
+        match outcome {
+            Ok(()) => Outcome::Consumed(Counter::Answered),
+            Err(drop) => Outcome::Drop(drop.into()),
+        }
+    }
+
+    fn dtls(&mut self, now: Now, id: SessionId, path: PathId, packet: &[u8]) -> Result<Counter, SessionDrop> {
+        let session = self.sessions.get_mut(&id).ok_or(SessionDrop::UnknownSource)?;
+        let mut effects = std::mem::take(&mut self.session_effects);
+        let outcome = session.handle_dtls(now.mono, path, packet, &mut effects);
+        let counter = if effects.is_empty() { Counter::Absorbed } else { Counter::Answered };
+        self.drain_session(now, id, effects);
+        outcome.map(|()| counter)
+    }
+
+    fn rtcp(&mut self, now: Now, id: SessionId, path: PathId, packet: &mut [u8]) -> Result<Counter, SessionDrop> {
+        let session = self.sessions.get_mut(&id).ok_or(SessionDrop::UnknownSource)?;
+        let mut effects = std::mem::take(&mut self.session_effects);
+        let outcome = session.handle_rtcp(now.mono, path, packet, &mut effects);
+        self.drain_session(now, id, effects);
+        outcome.map(|()| Counter::MediaIn)
+    }
+
+    fn rtp(&mut self, now: Now, id: SessionId, path: PathId, packet: &mut [u8]) -> Result<Counter, SessionDrop> {
+        let session = self.sessions.get_mut(&id).ok_or(SessionDrop::UnknownSource)?;
+        let mut effects = std::mem::take(&mut self.session_effects);
+        let outcome = session.handle_rtp(now.mono, path, packet, &mut effects);
+        self.drain_session(now, id, effects);
+        if let Some(media) = outcome? {
+            self.fan_out(now, id, &media, packet);
+        }
+        Ok(Counter::MediaIn)
+    }
+
+    /// One decrypted packet to all who hear it: rewritten, encrypted and dressed for each, straight into the egress.
+    fn fan_out(&mut self, now: Now, publisher: SessionId, media: &session::Media, packet: &[u8]) {
+        let Some(room_id) = self.places.get(&publisher).map(|p| p.room) else { return };
+        let Some(room) = self.rooms.get_mut(&room_id) else { return };
+        if let Some(level) = media.audio_level {
+            room.speakers.observe(now.mono, publisher, level);
+            if let Some(at) = room.speakers.deadline() {
+                self.timers.arm(Timer::Speakers(room_id), at);
+            }
+        }
+        let mut routed = std::mem::take(&mut self.routed);
+        room.route(now.mono, media.track, media.layer, media.frame, &mut routed);
+        for (hearer, starts_stream) in routed.hearers.iter().copied() {
+            self.forward(now, hearer, media, packet, starts_stream);
+        }
+        for layer in routed.key_frames.iter().copied() {
+            self.ask_key_frame(now, publisher, media.track, layer);
+        }
+        self.routed = routed;
+    }
+
+    fn forward(&mut self, now: Now, hearer: SessionId, media: &session::Media, packet: &[u8], starts_stream: bool) {
+        let Some(session) = self.sessions.get_mut(&hearer) else { return };
+        let Some(path) = session.path() else { return };
+        let Some(route) = route_of(&self.turn, now, path) else { return self.counters.count(Counter::DropRelayNoRoute) };
+        let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
+        match session.forward(now.mono, media, packet, starts_stream, slot) {
+            Some(len) => {
+                self.counters.count(Counter::Forwarded);
+                self.commit(now, route, len, true);
+            }
+            None => drop(self.egress.abandon()),
+        }
+    }
+
+    fn ask_key_frame(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8) {
+        let Some(session) = self.sessions.get_mut(&publisher) else { return };
+        self.counters.count(Counter::KeyFramesAsked);
+        let mut effects = std::mem::take(&mut self.session_effects);
+        session.request_key_frame(track, layer, &mut effects);
+        self.drain_session(now, publisher, effects);
+    }
+
+    /// Bytes for one client, dressed for its route.
+    fn send(&mut self, now: Now, route: Route, payload: &[u8], is_media: bool) {
+        self.egress.slot(route, payload.len()).copy_from_slice(payload);
+        self.commit(now, route, payload.len(), is_media);
+    }
+
+    fn commit(&mut self, now: Now, route: Route, len: usize, is_media: bool) {
+        if matches!(route.dress, path::Dress::Channel(_) | path::Dress::Indication(_)) {
+            self.counters.count(Counter::RelayedOut);
+        }
+        match (self.egress.commit(len), route.carrier) {
+            (Some(frame), Carrier::Stream(stream)) => {
+                let Some(state) = self.streams.get_mut(&stream) else { return self.counters.count(Counter::DropUnknownStream) };
+                if state.queue.push(now.mono, frame, is_media) {
+                    self.counters.count(Counter::FramesOut);
+                    self.writable.push(stream);
+                } else {
+                    self.counters.count(Counter::DropStreamQueue);
+                }
+            }
+            _ => self.counters.count(Counter::DatagramsOut),
+        }
+    }
+
+    // ---- sessions -------------------------------------------------------------------------------------------------
+
+    /// Carries out what a session asked for, and puts the vector back for the next call.
+    fn drain_session(&mut self, now: Now, id: SessionId, mut effects: Vec<session::Effect>) {
+        // Reports to hearers come out of other sessions while this one's effects are carried out.
+        let mut ended = false;
+        for effect in effects.drain(..) {
+            match effect {
+                session::Effect::Send { path, bytes } => match route_of(&self.turn, now, path) {
+                    Some(route) => self.send(now, route, &bytes, false),
+                    None => self.counters.count(Counter::DropRelayNoRoute),
+                },
+                session::Effect::PathValidated(path) => match path {
+                    PathId::Relayed { allocation, .. } => self.table.validated_relayed(allocation, id),
+                    PathId::Udp { .. } | PathId::Tcp(_) => {
+                        if let Some(carrier) = carrier_of(path) {
+                            self.table.validated(carrier, id);
+                        }
+                    }
+                },
+                session::Effect::PathDropped(path) => self.drop_path(id, path),
+                session::Effect::PathSelected(path) => {
+                    let kind = self.kind_of(path);
+                    self.effects.push(Effect::Report(Report::Path { session: id, kind }));
+                }
+                session::Effect::Live { profile } => {
+                    if let Some(room) = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room)) {
+                        room.go_live(id);
+                    }
+                    self.effects.push(Effect::Report(Report::Live { session: id, profile }));
+                }
+                session::Effect::KeyFrameWanted(track) => {
+                    let room = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room));
+                    if let Some((publisher, layer)) = room.and_then(|r| r.key_frame_wanted(now.mono, track, id)) {
+                        self.session_effects = Vec::new();
+                        self.ask_key_frame(now, publisher, track, layer);
+                    }
+                }
+                session::Effect::SenderReport { track, layer, info } => self.pass_report(now, id, track, layer, &info),
+                session::Effect::Data { delivery, bytes } => self.data(now, id, delivery, &bytes),
+                session::Effect::Ended(end) => {
+                    ended = true;
+                    self.effects.push(Effect::Report(Report::Ended { session: id, end }));
+                }
+            }
+        }
+        self.session_effects = effects;
+        if ended {
+            self.close(now, id);
+        }
+    }
+
+    fn pass_report(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8, info: &crate::wire::rtcp::SenderInfo) {
+        let Some(room) = self.places.get(&publisher).and_then(|p| self.rooms.get(&p.room)) else { return };
+        let hearers: Vec<SessionId> = room.hearers_of(track, layer).collect();
+        for hearer in hearers {
+            if let Some(session) = self.sessions.get_mut(&hearer) {
+                let mut effects = Vec::new();
+                session.forward_report(now.mono, track, info, &mut effects);
+                self.drain_session(now, hearer, effects);
+            }
+        }
+    }
+
+    /// A room message: stamped with its true sender and passed to those it names.
+    fn data(&mut self, now: Now, from: SessionId, delivery: Delivery, bytes: &[u8]) {
+        let Some(room) = self.places.get(&from).and_then(|p| self.rooms.get(&p.room)) else { return };
+        let Some(member) = room.member(from) else { return };
+        if !member.can_publish_data {
+            return self.counters.count(Counter::DropDataForbidden);
+        }
+        let Ok(destinations) = data_packet::destinations(bytes) else { return self.counters.count(Counter::DropDataMalformed) };
+        let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
+        let receivers: Vec<SessionId> = room.data_receivers(from, &destinations).collect();
+        for receiver in receivers {
+            if let Some(session) = self.sessions.get_mut(&receiver) {
+                let mut effects = Vec::new();
+                let counter = match session.send_data(now.mono, delivery, &stamped, &mut effects) {
+                    Ok(()) => Counter::DataMessages,
+                    Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
+                    // A participant without data channels has none to miss.
+                    Err(sctp::SctpDrop::NoChannel) => Counter::DropDataQueue,
+                };
+                self.counters.count(counter);
+                self.drain_session(now, receiver, effects);
+                self.arm_session(receiver);
+            }
+        }
+    }
+
+    fn kind_of(&self, path: PathId) -> PathKind {
+        match path {
+            PathId::Udp { .. } => PathKind::Udp,
+            PathId::Tcp(_) => PathKind::Tcp,
+            PathId::Relayed { allocation, .. } => match self.turn.get(allocation).map(|a| a.carrier) {
+                Some(Carrier::Stream(stream)) if self.streams.get(&stream).is_some_and(|s| s.is_tls) => PathKind::RelayTls,
+                Some(Carrier::Stream(_)) => PathKind::RelayTcp,
+                Some(Carrier::Udp { .. }) | None => PathKind::RelayUdp,
+            },
+        }
+    }
+
+    fn lose_path(&mut self, now: Now, path: PathId) {
+        if let Some(Owner::Here(id)) = self.owner_of(now, path)
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            let mut effects = Vec::new();
+            session.path_lost(path, &mut effects);
+            self.drain_session(now, id, effects);
+        }
+        if let Some(carrier) = carrier_of(path) {
+            self.table.forget(carrier);
+        }
+    }
+
+    fn owner_of(&self, now: Now, path: PathId) -> Option<Owner> {
+        match path {
+            PathId::Relayed { allocation, .. } => self.table.by_allocation(allocation).map(Owner::Here),
+            PathId::Udp { .. } | PathId::Tcp(_) => self.table.by_carrier(now.mono, carrier_of(path)?),
+        }
+    }
+
+    fn close(&mut self, now: Now, id: SessionId) {
+        let Some(mut session) = self.sessions.remove(&id) else { return };
+        let mut effects = Vec::new();
+        session.close(now.mono, &mut effects);
+        for effect in effects {
+            if let session::Effect::Send { path, bytes } = effect
+                && let Some(route) = route_of(&self.turn, now, path)
+            {
+                self.send(now, route, &bytes, false);
+            }
+        }
+        for path in session.paths() {
+            self.drop_path(id, path);
+        }
+        if let Some(place) = self.places.remove(&id) {
+            for ufrag in &place.ufrags {
+                self.table.remove_ufrag(ufrag);
+            }
+            if let Some(room) = self.rooms.get_mut(&place.room) {
+                room.leave(id);
+                if room.is_empty() {
+                    self.rooms.remove(&place.room);
+                    self.timers.forget(Timer::Speakers(place.room));
+                }
+            }
+        }
+        self.timers.forget(Timer::Session(id));
+        self.counters.count(Counter::SessionsClosed);
+    }
+
+    /// A session gives a path up, unless another has it by now.
+    fn drop_path(&mut self, id: SessionId, path: PathId) {
+        match (path, carrier_of(path)) {
+            (PathId::Relayed { allocation, .. }, _) => self.table.forget_relayed_of(allocation, id),
+            (_, Some(carrier)) if self.table.is_of(carrier, id) => {
+                self.give_up(carrier);
+                if let Carrier::Stream(stream) = carrier {
+                    self.effects.push(Effect::CloseStream { stream });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn arm_session(&mut self, id: SessionId) {
+        if let Some(session) = self.sessions.get(&id) {
+            self.timers.arm(Timer::Session(id), session.deadline());
+        }
+    }
+
+    // ---- mail -----------------------------------------------------------------------------------------------------
+
+    pub fn handle_command(&mut self, now: Now, command: Command) {
+        match command {
+            Command::Open { session, room, credentials, identity, sid, can_publish_data, can_subscribe } => {
+                let rtcp_ssrc = self.secrets.u64() as u32 | 1;
+                let (anchor, own) = (self.config.anchor, self.config.identity.clone());
+                self.sessions.insert(session, Session::new(now.mono, session, anchor, own, &credentials, rtcp_ssrc));
+                self.table.add_ufrag(&credentials.ufrag, session);
+                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag] });
+                let member = Member { session, identity, sid, can_publish_data, can_subscribe, is_live: false };
+                self.rooms.entry(room).or_default().join(member);
+                self.counters.count(Counter::SessionsOpened);
+                self.arm_session(session);
+            }
+            Command::Apply { session: id, plan } => {
+                if let (Some(session), Some(place)) = (self.sessions.get_mut(&id), self.places.get_mut(&id)) {
+                    if !place.ufrags.contains(&plan.credentials.ufrag) {
+                        // An ICE restart: the generation before the last is over.
+                        while place.ufrags.len() > 1 {
+                            let old = place.ufrags.remove(0);
+                            self.table.remove_ufrag(&old);
+                        }
+                        self.table.add_ufrag(&plan.credentials.ufrag, id);
+                        place.ufrags.push(plan.credentials.ufrag.clone());
+                    }
+                    session.apply(now.mono, *plan);
+                    self.arm_session(id);
+                }
+            }
+            Command::Publish { room, session, track, is_video } => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.publish(track, session, is_video);
+                }
+            }
+            Command::Unpublish { room, track } => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.unpublish(track);
+                }
+            }
+            Command::Subscribe { room, session, track } => {
+                if let Some(room) = self.rooms.get_mut(&room)
+                    && room.member(session).is_some_and(|m| m.can_subscribe)
+                {
+                    room.subscribe(track, session);
+                }
+            }
+            Command::Unsubscribe { room, session, track } => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.unsubscribe(track, session);
+                }
+            }
+            Command::Want { room, session, track, enabled, layer_max } => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.set_wanted(track, session, enabled, layer_max);
+                }
+            }
+            Command::Close { session } => self.close(now, session),
+        }
+    }
+
+    /// A parcel from another worker.
+    pub fn handle_parcel(&mut self, now: Now, from: WorkerId, parcel: Parcel) {
+        match parcel {
+            Parcel::Datagram { carrier, buf } => self.datagram(now, carrier, buf, Some(from)),
+            Parcel::Confirm { carrier } => self.table.confirm(carrier, from),
+            Parcel::Withdraw { carrier } => self.table.withdraw(carrier, from),
+            Parcel::Allocation { allocation, mut delivered, peer } => {
+                let (id, carrier, relayed) = (allocation.id, allocation.carrier, allocation.relayed);
+                self.turn.adopt(now.mono, *allocation);
+                self.arm_turn();
+                self.table.received_by(carrier, from);
+                let outcome = self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None);
+                self.count_adopted(outcome);
+                self.pool.put(delivered);
+            }
+        }
+    }
+
+    // ---- time -----------------------------------------------------------------------------------------------------
+
+    /// Does everything that is due.
+    pub fn wake(&mut self, now: Now) {
+        while let Some(timer) = self.timers.pop_due(now.mono) {
+            match timer {
+                Timer::Session(id) => {
+                    if let Some(session) = self.sessions.get_mut(&id) {
+                        let mut effects = std::mem::take(&mut self.session_effects);
+                        session.wake(now.mono, &mut effects);
+                        self.drain_session(now, id, effects);
+                        self.arm_session(id);
+                    }
+                }
+                Timer::Speakers(id) => {
+                    if let Some(room) = self.rooms.get_mut(&id) {
+                        let mut changes = Vec::new();
+                        room.speakers.wake(now.mono, &mut changes);
+                        if let Some(at) = room.speakers.deadline() {
+                            self.timers.arm(Timer::Speakers(id), at);
+                        }
+                        if !changes.is_empty() {
+                            self.effects.push(Effect::Report(Report::Speakers { room: id, changes }));
+                        }
+                    }
+                }
+                Timer::Turn => {
+                    let mut effects = std::mem::take(&mut self.turn_effects);
+                    self.turn.wake(now.mono, &mut effects);
+                    self.turn_effects = effects;
+                    self.drain_turn(now);
+                    self.arm_turn();
+                }
+            }
+        }
+    }
+
+    pub fn deadline(&mut self) -> Option<crate::base::time::Instant> {
+        self.timers.deadline()
+    }
+}
+
+/// Where one packet ended.
+enum Outcome {
+    Consumed(Counter),
+    Drop(Counter),
+    /// It belongs to another worker.
+    SendOn(WorkerId),
+    /// The relay's client belongs to a session of another worker: it goes there for good.
+    MoveRelay {
+        allocation: AllocationId,
+        to: WorkerId,
+        peer: PeerAddr,
+    },
+}
+
+fn path_of(carrier: Carrier) -> PathId {
+    match carrier {
+        Carrier::Udp { socket, local, remote } => PathId::Udp { socket, local, remote },
+        Carrier::Stream(stream) => PathId::Tcp(stream),
+    }
+}
+
+/// What carries a direct path; a relayed one is carried by its allocation's client.
+fn carrier_of(path: PathId) -> Option<Carrier> {
+    match path {
+        PathId::Udp { socket, local, remote } => Some(Carrier::Udp { socket, local, remote }),
+        PathId::Tcp(stream) => Some(Carrier::Stream(stream)),
+        PathId::Relayed { .. } => None,
+    }
+}
+
+/// How bytes for this path leave; `None` when the relay no longer permits them.
+fn route_of(turn: &Turn, now: Now, path: PathId) -> Option<Route> {
+    Some(match path {
+        PathId::Udp { .. } => Route { carrier: carrier_of(path)?, dress: path::Dress::Bare },
+        PathId::Tcp(_) => Route { carrier: carrier_of(path)?, dress: path::Dress::Rfc4571 },
+        PathId::Relayed { allocation, peer } => {
+            let carrier = turn.get(allocation)?.carrier;
+            let dress = match turn.dress(now.mono, allocation, peer)? {
+                turn::Dress::Channel(number) => path::Dress::Channel(number),
+                turn::Dress::Indication(peer) => path::Dress::Indication(peer),
+            };
+            Route { carrier, dress }
+        }
+    })
+}
