@@ -1,0 +1,40 @@
+//! Floor 6: one command a file.
+
+pub mod dev;
+pub mod keys;
+pub mod run;
+pub mod token;
+
+use clap::{Parser, Subcommand};
+
+/// STUN server, TURN relay and SFU in one binary.
+#[derive(Parser)]
+#[command(name = "postern", version, about)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// The server.
+    Run(run::Args),
+    /// The server without a config: self-signed, key "devkey", secret "secret", demo page.
+    Dev(dev::Args),
+    /// Mint a join token.
+    Token(token::Args),
+    /// Make an API key and secret.
+    Keys,
+}
+
+impl Cli {
+    /// Carries the command out; the error is one sentence for the person at the keyboard.
+    pub fn execute(self) -> Result<(), String> {
+        match self.command {
+            Command::Run(args) => run::execute(&args),
+            Command::Dev(args) => dev::execute(&args),
+            Command::Token(args) => token::execute(&args),
+            Command::Keys => keys::execute(),
+        }
+    }
+}

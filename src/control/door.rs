@@ -1,0 +1,213 @@
+//! Connections that speak HTTP, however they came: handed over by a worker before or after TLS, or accepted on the plain
+//! development port. One stream type over tokio's TCP and rustls's own state machine, so that a TLS session that a worker
+//! has opened goes on here.
+
+use axum::Router;
+use axum::extract::Extension;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use hyper_util::service::TowerToHyperService;
+use rustls::{ServerConfig, ServerConnection};
+use std::future::Future;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+/// How long a connection may take until its first byte of HTTP, its TLS handshake included.
+const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a request's headers may take.
+const HEADERS_WITHIN: Duration = Duration::from_secs(10);
+
+/// How often an idle HTTP/2 connection is asked whether it is there.
+const KEEP_ALIVE: Duration = Duration::from_secs(20);
+
+/// Where a request comes from.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);
+
+/// A connection with what was already read of it.
+pub struct Visitor {
+    pub tcp: std::net::TcpStream,
+    pub remote: SocketAddr,
+    pub received: Vec<u8>,
+    pub tls: Option<Box<ServerConnection>>,
+    pub wants_tls: bool,
+}
+
+/// Serves one visitor until it goes. `secure` answers over TLS, `plain` over bare HTTP.
+pub async fn serve(visitor: Visitor, config: Arc<ServerConfig>, secure: Router, plain: Router) {
+    let remote = visitor.remote;
+    let is_secure = visitor.wants_tls || visitor.tls.is_some();
+    let stream = match HttpStream::new(visitor, config) {
+        Ok(stream) => stream,
+        Err(error) => return tracing::debug!(%error, "an HTTP connection was not taken over"),
+    };
+    let router = if is_secure { secure } else { plain };
+    serve_stream(stream, remote, router).await;
+}
+
+/// Serves a connection of the plain development port.
+pub async fn serve_plain(tcp: TcpStream, remote: SocketAddr, router: Router) {
+    let stream = HttpStream { first_byte: Some(Box::pin(sleep(FIRST_BYTE_WITHIN))), ..HttpStream::bare(tcp) };
+    serve_stream(stream, remote, router).await;
+}
+
+async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, remote: SocketAddr, router: Router) {
+    let service = TowerToHyperService::new(router.layer(Extension(Peer(remote))));
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
+    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
+        tracing::trace!(%error, "an HTTP connection ended");
+    }
+}
+
+struct HttpStream {
+    tcp: TcpStream,
+    tls: Option<Box<ServerConnection>>,
+    /// Read before the hand-over; plaintext when inside TLS.
+    received: Vec<u8>,
+    taken: usize,
+    outbound: Vec<u8>,
+    written: usize,
+    /// Runs until the first byte of HTTP was read.
+    first_byte: Option<Pin<Box<Sleep>>>,
+}
+
+impl HttpStream {
+    fn bare(tcp: TcpStream) -> Self {
+        Self { tcp, tls: None, received: Vec::new(), taken: 0, outbound: Vec::new(), written: 0, first_byte: None }
+    }
+
+    fn new(visitor: Visitor, config: Arc<ServerConfig>) -> io::Result<Self> {
+        let tcp = TcpStream::from_std(visitor.tcp)?;
+        let first_byte = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
+        let mut stream = Self { tls: visitor.tls, received: visitor.received, first_byte, ..Self::bare(tcp) };
+        if visitor.wants_tls {
+            let mut tls = Box::new(ServerConnection::new(config).map_err(io::Error::other)?);
+            let received = std::mem::take(&mut stream.received);
+            let mut rest = &received[..];
+            while !rest.is_empty() {
+                tls.read_tls(&mut rest)?;
+                tls.process_new_packets().map_err(io::Error::other)?;
+            }
+            stream.tls = Some(tls);
+        }
+        Ok(stream)
+    }
+
+    /// Moves what TLS wants to say to the socket, as far as that takes it.
+    fn poll_outbound(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        loop {
+            while self.written < self.outbound.len() {
+                let n = ready!(Pin::new(&mut self.tcp).poll_write(cx, &self.outbound[self.written..]))?;
+                if n == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.written += n;
+            }
+            self.outbound.clear();
+            self.written = 0;
+            match &mut self.tls {
+                Some(tls) if tls.wants_write() => {
+                    tls.write_tls(&mut self.outbound)?;
+                }
+                _ => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl AsyncRead for HttpStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let outcome = this.poll_plaintext(cx, buf);
+        if outcome.is_ready() {
+            this.first_byte = None;
+        } else if let Some(first_byte) = &mut this.first_byte
+            && first_byte.as_mut().poll(cx).is_ready()
+        {
+            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        }
+        outcome
+    }
+}
+
+impl HttpStream {
+    fn poll_plaintext(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self;
+        if this.taken < this.received.len() {
+            let n = buf.remaining().min(this.received.len() - this.taken);
+            buf.put_slice(&this.received[this.taken..this.taken + n]);
+            this.taken += n;
+            return Poll::Ready(Ok(()));
+        }
+        if this.tls.is_none() {
+            return Pin::new(&mut this.tcp).poll_read(cx, buf);
+        }
+        loop {
+            // A full socket must not keep us from reading.
+            let _ = this.poll_outbound(cx)?;
+            let Some(tls) = &mut this.tls else { return Poll::Ready(Ok(())) };
+            match tls.reader().read(buf.initialize_unfilled()) {
+                Ok(n) => {
+                    buf.advance(n);
+                    return Poll::Ready(Ok(()));
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                // The peer went without close_notify: for HTTP that is an end like any other.
+                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
+                Err(e) => return Poll::Ready(Err(e)),
+            }
+            let mut bytes = [0; 8 * 1024];
+            let mut raw = ReadBuf::new(&mut bytes);
+            ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut raw))?;
+            let mut rest = raw.filled();
+            if rest.is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+            while !rest.is_empty() {
+                tls.read_tls(&mut rest)?;
+                if let Err(error) = tls.process_new_packets() {
+                    let _ = this.poll_outbound(cx);
+                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for HttpStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        if this.tls.is_none() {
+            return Pin::new(&mut this.tcp).poll_write(cx, bytes);
+        }
+        ready!(this.poll_outbound(cx))?;
+        let Some(tls) = &mut this.tls else { return Poll::Ready(Ok(0)) };
+        let n = tls.writer().write(bytes)?;
+        let _ = this.poll_outbound(cx)?;
+        Poll::Ready(Ok(n))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_outbound(cx))?;
+        Pin::new(&mut this.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if let Some(tls) = &mut this.tls {
+            tls.send_close_notify();
+        }
+        ready!(this.poll_outbound(cx))?;
+        Pin::new(&mut this.tcp).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,48 @@
+//! Floor 5, beside the drivers: HTTP and everything that an app or an administrator talks to. Async, on threads of its own;
+//! reaches media only by mail.
+
+pub mod admin;
+pub mod auth;
+pub mod certs;
+pub mod door;
+pub mod lifecycle;
+pub mod metrics;
+pub mod rooms;
+pub mod signal;
+mod tracks;
+pub mod web;
+
+use auth::Keys;
+use axum::Router;
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Redirect, Response};
+use axum::routing::get;
+use signal::Front;
+use std::sync::Arc;
+use tower_http::cors::CorsLayer;
+
+/// Everything that apps and browsers ask for. `dev_keys` adds the page's own way to a token.
+pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
+    let rtc = Router::new().route("/rtc/v1", get(signal::connect)).route("/rtc/v1/validate", get(signal::validate)).with_state(front);
+    let mut router = Router::new().route("/", get(web::index)).route("/assets/{*path}", get(web::asset)).merge(rtc);
+    if let Some(keys) = dev_keys {
+        router = router.route("/dev/token", get(web::dev_token).with_state(Arc::new(keys)));
+    }
+    // Without CORS on every answer a browser hides the status, and the SDK cannot tell 401 from a dead server.
+    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(CorsLayer::permissive())
+}
+
+/// Plain HTTP on the edge port: go to https.
+pub fn redirect_router(edge_port: u16) -> Router {
+    Router::new().fallback(move |headers: HeaderMap, uri: Uri| async move { redirect(&headers, &uri, edge_port) })
+}
+
+fn redirect(headers: &HeaderMap, uri: &Uri, edge_port: u16) -> Response {
+    let Some(host) = headers.get(header::HOST).and_then(|h| h.to_str().ok()) else { return StatusCode::BAD_REQUEST.into_response() };
+    let name = match host.rfind(']') {
+        Some(end) => &host[..=end],
+        None => host.split(':').next().unwrap_or(host),
+    };
+    let port = if edge_port == 443 { String::new() } else { format!(":{edge_port}") };
+    Redirect::permanent(&format!("https://{name}{port}{uri}")).into_response()
+}

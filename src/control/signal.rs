@@ -1,0 +1,398 @@
+//! The room protocol's front: `/rtc/v1` and its `validate`, one WebSocket a participant.
+//!
+//! Nothing before the token is verified costs more than a hash; everything that can be refused is refused before the
+//! upgrade, with a status and a sentence, because afterwards a browser cannot see either.
+
+use super::auth::{Claims, Denied};
+use super::door::Peer;
+use super::rooms::{JoinError, Rooms, SIGNAL_QUEUE, Signal};
+use axum::extract::ws::rejection::WebSocketUpgradeRejection;
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
+use axum::extract::{Extension, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
+use flate2::read::GzDecoder;
+use livekit_protocol as proto;
+use livekit_protocol::signal_request::Message as Up;
+use livekit_protocol::signal_response::Message as Down;
+use prost::Message as _;
+use serde::Deserialize;
+use std::collections::HashMap;
+use std::io::Read;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+
+/// Silence after which a client's connection is given up; it pings every 5 s.
+const SILENCE: Duration = Duration::from_secs(30);
+/// How long one message may take to leave.
+const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// Addresses whose joins are counted at a time.
+const ADDRESSES_MAX: usize = 65_536;
+
+/// What the handlers share.
+pub struct Front {
+    pub rooms: Mutex<Rooms>,
+    pub keys: super::auth::Keys,
+    /// Name in ICE URLs; `None` takes it from the Host header.
+    pub host: Option<String>,
+    pub message_max: usize,
+    pub join_request_max: usize,
+    pub joins: Mutex<JoinRate>,
+}
+
+impl Front {
+    pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Token bucket per address: `rate` joins a second, as many at once.
+pub struct JoinRate {
+    rate: f64,
+    buckets: HashMap<IpAddr, (f64, Instant)>,
+}
+
+impl JoinRate {
+    pub fn new(per_second: u32) -> Self {
+        Self { rate: f64::from(per_second), buckets: HashMap::new() }
+    }
+
+    fn admits(&mut self, now: Instant, ip: IpAddr) -> bool {
+        if self.buckets.len() >= ADDRESSES_MAX {
+            self.buckets.retain(|_, (_, at)| now.duration_since(*at) < Duration::from_secs(1));
+        }
+        let (tokens, at) = self.buckets.entry(ip).or_insert((self.rate, now));
+        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * self.rate).min(self.rate);
+        *at = now;
+        let admitted = *tokens >= 1.0;
+        if admitted {
+            *tokens -= 1.0;
+        }
+        admitted
+    }
+}
+
+#[derive(Deserialize)]
+pub struct JoinQuery {
+    access_token: Option<String>,
+    join_request: Option<String>,
+}
+
+/// Why a request did not become a connection.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("join_request is missing")]
+    NoJoinRequest,
+    #[error("join_request does not decode: {0}")]
+    BadJoinRequest(&'static str),
+    #[error("too many joins from this address; try again in a second")]
+    TooMany,
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("not found")]
+    NoWebSocket,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Denied(denied) => StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::UNAUTHORIZED),
+            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::Join(JoinError::Offer(_) | JoinError::TooLong) => StatusCode::BAD_REQUEST,
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::Join(JoinError::RoomMissing) | Self::NoWebSocket => StatusCode::NOT_FOUND,
+            Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
+        };
+        let mut response = (status, self.to_string()).into_response();
+        if status == StatusCode::TOO_MANY_REQUESTS {
+            response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
+
+/// The token: from the Authorization header (native SDKs), else from the query (browsers).
+fn token<'a>(headers: &'a HeaderMap, query: &'a JoinQuery) -> Result<&'a str, Denied> {
+    match headers.get(header::AUTHORIZATION) {
+        Some(value) => value.to_str().ok().and_then(|v| v.strip_prefix("Bearer ")).ok_or(Denied::Malformed),
+        None => query.access_token.as_deref().ok_or(Denied::Missing),
+    }
+}
+
+fn check(front: &Front, headers: &HeaderMap, query: &JoinQuery) -> Result<(Claims, proto::JoinRequest), Refused> {
+    let claims = front.keys.verify_join(token(headers, query)?)?;
+    let request = query.join_request.as_deref().ok_or(Refused::NoJoinRequest)?;
+    let request = decode_join_request(request, front.join_request_max)?;
+    if !front.rooms().may_join(&claims) {
+        return Err(Denied::RoomMissing.into());
+    }
+    Ok((claims, request))
+}
+
+/// base64url of `WrappedJoinRequest`, gzip inside where the client could; at most `max` bytes when inflated.
+fn decode_join_request(text: &str, max: usize) -> Result<proto::JoinRequest, Refused> {
+    let bytes = URL_SAFE.decode(text).or_else(|_| URL_SAFE_NO_PAD.decode(text)).map_err(|_| Refused::BadJoinRequest("no base64url"))?;
+    let wrapped = proto::WrappedJoinRequest::decode(&*bytes).map_err(|_| Refused::BadJoinRequest("no WrappedJoinRequest"))?;
+    let inner = if wrapped.compression == proto::wrapped_join_request::Compression::Gzip as i32 {
+        let mut inflated = Vec::new();
+        let mut limited = GzDecoder::new(&*wrapped.join_request).take(max as u64 + 1);
+        limited.read_to_end(&mut inflated).map_err(|_| Refused::BadJoinRequest("no gzip"))?;
+        inflated
+    } else {
+        wrapped.join_request
+    };
+    if inner.len() > max {
+        return Err(Refused::BadJoinRequest("too long when inflated"));
+    }
+    proto::JoinRequest::decode(&*inner).map_err(|_| Refused::BadJoinRequest("no JoinRequest"))
+}
+
+/// What a browser asks after a failed WebSocket, to learn why.
+pub async fn validate(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>) -> Response {
+    match check(&front, &headers, &query) {
+        Ok(_) => "success".into_response(),
+        Err(refused) => refused.into_response(),
+    }
+}
+
+pub async fn connect(
+    State(front): State<Arc<Front>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    headers: HeaderMap,
+    Query(query): Query<JoinQuery>,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Response {
+    match admit(&front, peer.ip(), &headers, &query, upgrade) {
+        Ok(response) => response,
+        Err(refused) => {
+            tracing::info!(reason = %refused, "a join was refused");
+            refused.into_response()
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+fn admit(
+    front: &Arc<Front>,
+    ip: IpAddr,
+    headers: &HeaderMap,
+    query: &JoinQuery,
+    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
+) -> Result<Response, Refused> {
+    let upgrade = upgrade.map_err(|_| Refused::NoWebSocket)?;
+    if !front.joins.lock().unwrap_or_else(PoisonError::into_inner).admits(Instant::now(), ip) {
+        return Err(Refused::TooMany);
+    }
+    let (claims, request) = check(front, headers, query)?;
+    let host = front.host.clone().unwrap_or_else(|| host_of(headers));
+    let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
+    let session = if request.reconnect && !request.participant_sid.is_empty() {
+        front.rooms().resume(&claims, &request.participant_sid, &host, signal.clone())
+    } else {
+        Some(front.rooms().join(claims, request, &host, signal.clone())?.session)
+    };
+    let Some(session) = session else {
+        // A participant that is no longer here joins anew; this answer makes the SDK do so by itself.
+        let leave = proto::LeaveRequest {
+            can_reconnect: true,
+            reason: proto::DisconnectReason::StateMismatch as i32,
+            action: proto::leave_request::Action::Reconnect as i32,
+            ..Default::default()
+        };
+        return Ok(upgrade.on_upgrade(|mut socket| async move {
+            let _ = socket.send(Message::Binary(encode(Down::Leave(leave)).into())).await;
+            let _ = socket.send(Message::Close(None)).await;
+        }));
+    };
+    let (front, on_failure) = (Arc::clone(front), (Arc::clone(front), signal.clone()));
+    let upgrade = upgrade.max_message_size(front.message_max).max_frame_size(front.message_max);
+    Ok(upgrade
+        .on_failed_upgrade(move |_| on_failure.0.rooms().signal_lost(session, &on_failure.1))
+        .on_upgrade(move |socket| converse(front, socket, session, signal, queue)))
+}
+
+/// The name by which the client reached us, without its port.
+fn host_of(headers: &HeaderMap) -> String {
+    let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
+    match host.rfind(']') {
+        Some(end) => host[..=end].to_owned(),
+        None => host.split(':').next().unwrap_or(host).to_owned(),
+    }
+}
+
+fn encode(message: Down) -> Vec<u8> {
+    proto::SignalResponse { message: Some(message) }.encode_to_vec()
+}
+
+/// How messages are written: protobuf, or protojson once the client has sent text.
+fn frame(message: Down, is_text: bool) -> Message {
+    if is_text && let Ok(json) = serde_json::to_string(&proto::SignalResponse { message: Some(message.clone()) }) {
+        return Message::Text(json.into());
+    }
+    Message::Binary(encode(message).into())
+}
+
+/// Writes one message; `false` when the client does not take it in time.
+async fn write(socket: &mut WebSocket, message: Message) -> bool {
+    matches!(tokio::time::timeout(WRITE_WITHIN, socket.send(message)).await, Ok(Ok(())))
+}
+
+/// One client's conversation, until either side ends it.
+async fn converse(
+    front: Arc<Front>,
+    mut socket: WebSocket,
+    session: crate::base::id::SessionId,
+    signal: Signal,
+    mut queue: mpsc::Receiver<Down>,
+) {
+    let mut is_text = false;
+    // The rooms hold the only other sender: when they let go, the queue ends.
+    let weak = signal.downgrade();
+    drop(signal);
+    let mut said_goodbye = false;
+    let mut silent_at = tokio::time::Instant::now() + SILENCE;
+    loop {
+        tokio::select! {
+            down = queue.recv() => {
+                let Some(message) = down else { break };
+                let is_leave = matches!(message, Down::Leave(_));
+                if !write(&mut socket, frame(message, is_text)).await {
+                    break;
+                }
+                if is_leave {
+                    said_goodbye = true;
+                    write(&mut socket, Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await;
+                    break;
+                }
+            }
+            () = tokio::time::sleep_until(silent_at) => break,
+            up = socket.recv() => {
+                let Some(Ok(message)) = up else { break };
+                silent_at = tokio::time::Instant::now() + SILENCE;
+                let request = match &message {
+                    Message::Binary(bytes) => proto::SignalRequest::decode(&**bytes).ok(),
+                    Message::Text(text) => {
+                        is_text = true;
+                        serde_json::from_str(text).ok()
+                    }
+                    Message::Close(_) => break,
+                    Message::Ping(_) | Message::Pong(_) => continue,
+                };
+                let Some(request) = request else {
+                    tracing::info!(session = session.0, "a signalling message does not decode; the connection is closed");
+                    write(&mut socket, Message::Close(Some(CloseFrame { code: 1003, reason: "not a SignalRequest".into() }))).await;
+                    break;
+                };
+                let Some(message) = request.message else { continue };
+                // Pongs come straight from here, so that they measure the connection and not the room.
+                if let Some(pongs) = pongs(&message) {
+                    for pong in pongs {
+                        write(&mut socket, frame(pong, is_text)).await;
+                    }
+                    continue;
+                }
+                let is_leave = matches!(message, Up::Leave(_));
+                handle(&front, session, message);
+                if is_leave {
+                    said_goodbye = true;
+                    write(&mut socket, Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await;
+                    break;
+                }
+            }
+        }
+    }
+    if !said_goodbye && let Some(signal) = weak.upgrade() {
+        front.rooms().signal_lost(session, &signal);
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+fn pongs(message: &Up) -> Option<Vec<Down>> {
+    let now_ms = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis() as i64;
+    match message {
+        Up::Ping(_) => Some(vec![Down::Pong(now_ms)]),
+        Up::PingReq(ping) => Some(vec![Down::PongResp(proto::Pong { last_ping_timestamp: ping.timestamp, timestamp: now_ms })]),
+        _ => None,
+    }
+}
+
+fn handle(front: &Front, session: crate::base::id::SessionId, message: Up) {
+    let mut rooms = front.rooms();
+    match message {
+        Up::Offer(offer) => rooms.offer(session, &offer),
+        Up::AddTrack(request) => rooms.add_track(session, request),
+        Up::Mute(request) => rooms.mute(session, &request),
+        Up::Subscription(request) => rooms.update_subscription(session, &request),
+        Up::TrackSetting(request) => rooms.track_settings(session, &request),
+        Up::UpdateMetadata(request) => rooms.update_metadata(session, request),
+        Up::Leave(_) => rooms.remove(session, proto::DisconnectReason::ClientInitiated),
+        // A lite agent learns addresses from checks, not from candidates.
+        Up::Trickle(_) => {}
+        // Sent on every connect; everybody may subscribe to everybody.
+        Up::SubscriptionPermission(_) => {}
+        // After a resume: the state here is the participant's own, nothing of it was lost.
+        Up::SyncState(_) => {}
+        other => {
+            tracing::debug!(session = session.0, kind = ?std::mem::discriminant(&other), "a request that this version does not act on")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+    use std::io::Write;
+
+    fn wrapped(request: &proto::JoinRequest, gzip: bool) -> String {
+        let plain = request.encode_to_vec();
+        let (compression, join_request) = if gzip {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(&plain).expect("to memory");
+            (proto::wrapped_join_request::Compression::Gzip, encoder.finish().expect("to memory"))
+        } else {
+            (proto::wrapped_join_request::Compression::None, plain)
+        };
+        URL_SAFE.encode(proto::WrappedJoinRequest { compression: compression as i32, join_request }.encode_to_vec())
+    }
+
+    #[test]
+    fn join_requests_of_all_kinds() {
+        let request = proto::JoinRequest { metadata: "m".repeat(3_000), ..Default::default() };
+        for gzip in [false, true] {
+            let text = wrapped(&request, gzip);
+            assert_eq!(decode_join_request(&text, 1 << 20).expect("good").metadata.len(), 3_000);
+            assert!(decode_join_request(text.trim_end_matches('='), 1 << 20).is_ok(), "without padding");
+            assert!(matches!(decode_join_request(&text, 1_000), Err(Refused::BadJoinRequest("too long when inflated"))));
+        }
+        for rubbish in ["", "!", "AAAA", "CAESBGFiY2Q="] {
+            let refused = decode_join_request(rubbish, 1 << 20);
+            assert!(rubbish.is_empty() || refused.is_err(), "{rubbish}");
+        }
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test of time")]
+    fn joins_are_counted_by_address() {
+        let (mut rate, start) = (JoinRate::new(10), Instant::now());
+        let (a, b) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
+        assert_eq!((0..50).filter(|_| rate.admits(start, a)).count(), 10);
+        assert!(rate.admits(start, b), "another address is not held up");
+        assert!(rate.admits(start + Duration::from_millis(110), a), "a tenth of a second gives one more");
+    }
+
+    #[test]
+    fn the_host_is_taken_without_its_port() {
+        for (host, want) in [("localhost:7880", "localhost"), ("[::1]:7880", "[::1]"), ("meet.example.eu", "meet.example.eu")] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::HOST, host.parse().expect("a value"));
+            assert_eq!(host_of(&headers), want);
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! What an offer does to a participant's tracks and subscriptions, the words of the room protocol for them, and what a
+//! participant may say of itself. Pure.
+
+use super::rooms::{Participant, Subscription, Track};
+use crate::base::id::{RoomId, SessionId, TrackId};
+use crate::session::negotiate::Use;
+use crate::shard::mail::Command;
+use crate::wire::rtp::{Codec, Extension};
+use crate::wire::sdp::{Direction, Kind, Offer, Section};
+use livekit_protocol as proto;
+use std::collections::HashMap;
+
+/// Binds sections in which the client sends to its tracks: by mid as before, by `msid` = cid, by kind. Returns the tracks
+/// that are published now, with whether they are video, and those that are no more.
+pub(super) fn bind_published(p: &mut Participant, offer: &Offer) -> (Vec<(TrackId, bool)>, Vec<TrackId>) {
+    let sends = |s: &&Section| !s.is_rejected && s.kind != Kind::Application && s.direction.sends();
+    let sending: Vec<&Section> = offer.sections.iter().filter(sends).collect();
+    let mut unpublished = Vec::new();
+    p.tracks.retain(|t| {
+        let goes_on = t.mid.as_ref().is_none_or(|mid| sending.iter().any(|s| s.mid == *mid));
+        if !goes_on {
+            unpublished.push(t.id);
+        }
+        goes_on
+    });
+    let mut published = Vec::new();
+    for section in sending {
+        if p.tracks.iter().any(|t| t.mid.as_ref() == Some(&section.mid)) {
+            continue;
+        }
+        let cid = section.msid.as_ref().map(|(_, track)| track.as_str());
+        let pending = |t: &&mut Track| t.mid.is_none() && kind_of(&t.info) == section.kind;
+        let by_cid = p.tracks.iter_mut().filter(pending).find(|t| Some(t.cid.as_str()) == cid).map(|t| t.id);
+        let by_kind = || p.tracks.iter().find(|t| t.mid.is_none() && kind_of(&t.info) == section.kind).map(|t| t.id);
+        let Some(id) = by_cid.or_else(by_kind) else { continue };
+        if let Some(track) = p.tracks.iter_mut().find(|t| t.id == id) {
+            track.mid = Some(section.mid.clone());
+            track.info.mid.clone_from(&section.mid);
+            if let Some(format) = section.formats.first()
+                && track.info.mime_type.is_empty()
+            {
+                track.info.mime_type = format.format.codec.mime().into();
+            }
+            for codec in &mut track.info.codecs {
+                codec.mid.clone_from(&section.mid);
+            }
+            published.push((id, section.kind == Kind::Video));
+        }
+    }
+    p.info.tracks = p.tracks.iter().filter(|t| t.mid.is_some()).map(|t| t.info.clone()).collect();
+    p.info.is_publisher = !p.info.tracks.is_empty();
+    (published, unpublished)
+}
+
+/// Gives each subscription without a section a free one; those that have got one.
+pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Offer) -> Vec<TrackId> {
+    let is_slot = |s: &&Section| !s.is_rejected && s.direction == Direction::RecvOnly && s.kind != Kind::Application;
+    let slots: Vec<&Section> = offer.sections.iter().filter(is_slot).collect();
+    for subscription in &mut p.subscriptions {
+        if subscription.mid.as_ref().is_some_and(|mid| !slots.iter().any(|s| s.mid == *mid)) {
+            subscription.mid = None;
+        }
+    }
+    let mut assigned = Vec::new();
+    let gives_in = p.described_asked >= 2;
+    p.free_sections = (0, 0);
+    p.free_described = 0;
+    for slot in slots {
+        if p.subscriptions.iter().any(|s| s.mid.as_ref() == Some(&slot.mid)) {
+            continue;
+        }
+        let fits = |s: &&mut Subscription| s.mid.is_none() && s.kind == slot.kind && (gives_in || can_carry(slot, s.codec));
+        if let Some(waiting) = p.subscriptions.iter_mut().find(fits) {
+            waiting.mid = Some(slot.mid.clone());
+            assigned.push(waiting.track);
+        } else if slot.kind == Kind::Audio {
+            p.free_sections.0 += 1;
+        } else {
+            p.free_sections.1 += 1;
+            p.free_described += u32::from(can_carry(slot, Some(Codec::Av1)));
+        }
+    }
+    assigned
+}
+
+/// AV1's layers cannot be put together without the dependency descriptor, and a browser's first, empty sections lack it.
+fn can_carry(slot: &Section, codec: Option<Codec>) -> bool {
+    codec != Some(Codec::Av1) || slot.extensions.iter().any(|(_, e)| *e == Extension::DependencyDescriptor)
+}
+
+/// The codec that a publisher asked for.
+pub(super) fn codec_of(info: &proto::TrackInfo) -> Option<Codec> {
+    Codec::from_name(info.mime_type.rsplit('/').next().unwrap_or_default())
+}
+
+pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
+    let of = |section: &Section| {
+        if section.kind == Kind::Application {
+            return Use::Data;
+        }
+        if let Some(track) = p.tracks.iter().find(|t| t.mid.as_ref() == Some(&section.mid)) {
+            return Use::Receive { track: track.id, prefer: codec_of(&track.info) };
+        }
+        match p.subscriptions.iter().find(|s| s.mid.as_ref() == Some(&section.mid)) {
+            Some(s) => Use::Send {
+                track: s.track,
+                ssrc: s.ssrc,
+                codec: s.codec,
+                stream: format!("{}|{}", s.publisher_sid, s.sid),
+                label: s.sid.clone(),
+            },
+            None => Use::Idle,
+        }
+    };
+    offer.sections.iter().map(of).collect()
+}
+
+pub(super) fn want(room: RoomId, session: SessionId, s: &Subscription) -> Command {
+    Command::Want { room, session, track: s.track, enabled: s.enabled, layer_max: s.layer_max }
+}
+
+/// The smallest layer that covers the size asked for, else the quality by name.
+pub(super) fn wanted_layer(request: &proto::UpdateTrackSettings, layers: &[proto::VideoLayer]) -> u8 {
+    if request.width > 0 && !layers.is_empty() {
+        let covering = layers.iter().filter(|l| l.width >= request.width || l.height >= request.height).map(|l| l.quality).min();
+        return covering.unwrap_or(proto::VideoQuality::High as i32).clamp(0, 2) as u8;
+    }
+    request.quality.clamp(0, 2) as u8
+}
+
+pub(super) fn layers_of(info: &proto::TrackInfo) -> Vec<proto::VideoLayer> {
+    info.codecs.first().map(|c| c.layers.clone()).unwrap_or_default()
+}
+
+pub(super) fn kind_of(info: &proto::TrackInfo) -> Kind {
+    if info.r#type == proto::TrackType::Video as i32 { Kind::Video } else { Kind::Audio }
+}
+
+pub(super) fn source_named(name: &str) -> Option<proto::TrackSource> {
+    Some(match name {
+        "camera" => proto::TrackSource::Camera,
+        "microphone" => proto::TrackSource::Microphone,
+        "screen_share" => proto::TrackSource::ScreenShare,
+        "screen_share_audio" => proto::TrackSource::ScreenShareAudio,
+        _ => return None,
+    })
+}
+
+pub(super) fn kind_named(name: &str) -> proto::participant_info::Kind {
+    use proto::participant_info::Kind;
+    match name {
+        "ingress" => Kind::Ingress,
+        "egress" => Kind::Egress,
+        "sip" => Kind::Sip,
+        "agent" => Kind::Agent,
+        _ => Kind::Standard,
+    }
+}
+
+/// What the request says, with a sid whose letters tell kind and source as the SDKs expect.
+#[allow(deprecated, reason = "clients of some age read the old fields")]
+pub(super) fn track_info(request: &proto::AddTrackRequest, random: String) -> proto::TrackInfo {
+    let is_video = request.r#type == proto::TrackType::Video as i32;
+    let source = match proto::TrackSource::try_from(request.source) {
+        Ok(proto::TrackSource::Camera) => 'C',
+        Ok(proto::TrackSource::Microphone) => 'M',
+        Ok(proto::TrackSource::ScreenShare) => 'S',
+        Ok(proto::TrackSource::ScreenShareAudio) => 's',
+        _ => 'U',
+    };
+    let mut codecs: Vec<proto::SimulcastCodecInfo> = request
+        .simulcast_codecs
+        .iter()
+        .filter(|c| !c.codec.is_empty())
+        .map(|c| {
+            let kind = if is_video { "video" } else { "audio" };
+            let name = if c.codec.contains('/') { c.codec.clone() } else { format!("{kind}/{}", c.codec) };
+            let layers = if c.layers.is_empty() { request.layers.clone() } else { c.layers.clone() };
+            proto::SimulcastCodecInfo {
+                mime_type: name,
+                cid: c.cid.clone(),
+                layers,
+                video_layer_mode: c.video_layer_mode,
+                ..Default::default()
+            }
+        })
+        .collect();
+    if codecs.is_empty() {
+        let mime_type = if is_video { "video/VP8" } else { "audio/opus" }.to_owned();
+        let codec = proto::SimulcastCodecInfo { mime_type, cid: request.cid.clone(), layers: request.layers.clone(), ..Default::default() };
+        codecs.push(codec);
+    }
+    proto::TrackInfo {
+        sid: format!("TR_{}{source}{random}", if is_video { 'V' } else { 'A' }),
+        r#type: request.r#type,
+        name: request.name.clone(),
+        muted: request.muted,
+        width: request.width,
+        height: request.height,
+        simulcast: request.layers.len() > 1,
+        source: request.source,
+        layers: request.layers.clone(),
+        mime_type: codecs.first().map(|c| c.mime_type.clone()).unwrap_or_default(),
+        codecs,
+        disable_red: true,
+        encryption: request.encryption,
+        stream: request.stream.clone(),
+        audio_features: request.audio_features.clone(),
+        backup_codec_policy: request.backup_codec_policy,
+        ..Default::default()
+    }
+}
+
+pub(super) fn publish_codecs() -> Vec<proto::Codec> {
+    ["audio/opus", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265"]
+        .into_iter()
+        .map(|mime| proto::Codec { mime: mime.into(), ..Default::default() })
+        .collect()
+}
+
+/// Longest name, metadata and attributes of a participant, bytes: everybody in the room is told them.
+const NAME_MAX: usize = 256;
+const METADATA_MAX: usize = 64 * 1024;
+const ATTRIBUTES_MAX: usize = 64 * 1024;
+
+pub(super) fn is_too_long(name: &str, metadata: &str, attributes: &HashMap<String, String>) -> bool {
+    let attributes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();
+    name.len() > NAME_MAX || metadata.len() > METADATA_MAX || attributes > ATTRIBUTES_MAX
+}
+
+/// Attributes that only the server writes.
+pub(super) fn is_reserved(key: &str) -> bool {
+    key.starts_with("postern.")
+}

@@ -1,0 +1,163 @@
+//! How mail reaches a worker: commands of the control plane, parcels and connections of other workers.
+//!
+//! Between two workers runs a ring of its own, made at its first use. A sender wakes the receiver only if that has
+//! published that it sleeps, and then once: a wake costs the waker ten times what the parcel does.
+
+use super::stream::Stream;
+use crate::base::id::{StreamId, WorkerId};
+use crate::shard::mail::{Command, Parcel, StreamCargo};
+use atomic_waker::AtomicWaker;
+use rtrb::{Consumer, Producer, PushError, RingBuffer};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Waker;
+
+/// Parcels that wait between one pair of workers.
+pub const RING: usize = 1024;
+
+/// What crosses a ring.
+pub enum Freight {
+    Parcel(Parcel),
+    Stream(Box<MovedStream>),
+}
+
+/// A connection on its way to its owner, with the shard's part of it.
+pub struct MovedStream {
+    pub id: StreamId,
+    pub stream: Stream,
+    pub cargo: StreamCargo,
+}
+
+#[derive(Default)]
+struct Slow {
+    commands: Vec<Command>,
+    rings: Vec<(WorkerId, Consumer<Freight>)>,
+    stop: bool,
+}
+
+/// The receiving side of one worker; shared with everybody who writes to it.
+#[derive(Default)]
+pub struct Inbox {
+    slow: Mutex<Slow>,
+    has_slow: AtomicBool,
+    sleeping: AtomicBool,
+    waker: AtomicWaker,
+}
+
+/// Mail of the slow kind, taken out in one go.
+pub struct Taken {
+    pub commands: Vec<Command>,
+    pub rings: Vec<(WorkerId, Consumer<Freight>)>,
+    pub stop: bool,
+}
+
+impl Inbox {
+    pub fn command(&self, command: Command) {
+        self.put(|slow| slow.commands.push(command));
+    }
+
+    /// Asks the worker to end.
+    pub fn stop(&self) {
+        self.put(|slow| slow.stop = true);
+    }
+
+    fn connect(&self, from: WorkerId) -> Producer<Freight> {
+        let (producer, consumer) = RingBuffer::new(RING);
+        self.put(|slow| slow.rings.push((from, consumer)));
+        producer
+    }
+
+    fn put(&self, write: impl FnOnce(&mut Slow)) {
+        write(&mut self.slow.lock().unwrap_or_else(PoisonError::into_inner));
+        self.has_slow.store(true, SeqCst);
+        self.wake();
+    }
+
+    /// Wakes the worker if it sleeps.
+    pub fn wake(&self) {
+        if self.sleeping.swap(false, SeqCst) {
+            self.waker.wake();
+        }
+    }
+
+    pub fn take(&self) -> Option<Taken> {
+        if !self.has_slow.swap(false, SeqCst) {
+            return None;
+        }
+        let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);
+        let Slow { commands, rings, stop } = std::mem::take(&mut *slow);
+        Some(Taken { commands, rings, stop })
+    }
+
+    /// Publishes that the worker is about to sleep. Look at every ring once more afterwards.
+    pub fn falls_asleep(&self, waker: &Waker) {
+        self.waker.register(waker);
+        self.sleeping.store(true, SeqCst);
+    }
+
+    pub fn is_awake(&self) {
+        self.sleeping.store(false, SeqCst);
+    }
+
+    pub fn has_mail(&self) -> bool {
+        self.has_slow.load(SeqCst)
+    }
+}
+
+/// The sending side of one worker towards all others.
+pub struct Outbox {
+    own: WorkerId,
+    inboxes: Vec<Arc<Inbox>>,
+    rings: Vec<Option<Producer<Freight>>>,
+    to_wake: Vec<bool>,
+    /// What must not be lost although a ring is full: moves and words about ownership.
+    waiting: VecDeque<(WorkerId, Freight)>,
+}
+
+impl Outbox {
+    pub fn new(own: WorkerId, inboxes: Vec<Arc<Inbox>>) -> Self {
+        let (rings, to_wake) = (inboxes.iter().map(|_| None).collect(), vec![false; inboxes.len()]);
+        Self { own, inboxes, rings, to_wake, waiting: VecDeque::new() }
+    }
+
+    /// `false` when the ring is full and a datagram was dropped; anything else waits for its turn.
+    pub fn send(&mut self, to: WorkerId, freight: Freight) -> bool {
+        match self.push(to, freight) {
+            Ok(()) => true,
+            Err(Freight::Parcel(Parcel::Datagram { .. })) => false,
+            Err(freight) => {
+                self.waiting.push_back((to, freight));
+                true
+            }
+        }
+    }
+
+    fn push(&mut self, to: WorkerId, freight: Freight) -> Result<(), Freight> {
+        let at = usize::from(to.0);
+        let (Some(inbox), Some(slot)) = (self.inboxes.get(at), self.rings.get_mut(at)) else { return Ok(()) };
+        let ring = slot.get_or_insert_with(|| inbox.connect(self.own));
+        self.to_wake[at] = true;
+        ring.push(freight).map_err(|PushError::Full(freight)| freight)
+    }
+
+    /// Tries again what waits; whether anything still does.
+    pub fn retry(&mut self) -> bool {
+        for _ in 0..self.waiting.len() {
+            let Some((to, freight)) = self.waiting.pop_front() else { break };
+            if let Err(freight) = self.push(to, freight) {
+                self.waiting.push_back((to, freight));
+            }
+        }
+        !self.waiting.is_empty()
+    }
+
+    /// Wakes every receiver of this turn, once.
+    pub fn flush(&mut self) {
+        for (inbox, wake) in self.inboxes.iter().zip(&mut self.to_wake) {
+            if std::mem::take(wake) {
+                inbox.wake();
+            }
+        }
+    }
+}

@@ -1,0 +1,520 @@
+//! Floor 5: the driver with real sockets and a real clock. One worker is one pinned thread, one current-thread runtime and
+//! one root future, which runs the turn: UDP batches, ready connections, mail, timers, egress, flush, sleep.
+
+pub mod clock;
+mod inbox;
+mod stream;
+mod udp;
+
+pub use inbox::Inbox;
+pub use stream::Visitor;
+
+use crate::base::id::{Carrier, ClientAddr, SocketId, StreamId, WorkerId};
+use crate::base::time::{Duration, Instant};
+use crate::shard::Shard;
+use crate::shard::counters::Counter;
+use crate::shard::mail::{Effect, Report};
+use clock::Clock;
+use inbox::{Freight, MovedStream, Outbox};
+use rtrb::Consumer;
+use rustls::ServerConfig;
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::collections::HashMap;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use stream::{ReadyList, Stream, TELL_WITHIN, Turn, USE_WITHIN, Why};
+use tokio::net::TcpListener;
+use tokio::time::Sleep;
+use udp::{Batch, Received, Transmit, UdpSocket};
+
+/// Turns in a row before other tasks of the runtime get their chance.
+const TURNS_MAX: usize = 64;
+/// How often openings and unused connections are looked over.
+const SWEEP: Duration = Duration::from_secs(1);
+const BACKLOG: i32 = 1024;
+
+/// What a TCP port speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ListenerRole {
+    /// Everything: TLS, TURN, ICE-TCP, HTTP.
+    Edge,
+    /// STUN and TURN.
+    Turn,
+}
+
+/// Sockets of one worker, bound and not yet tied to its runtime.
+pub struct Sockets {
+    udp: Vec<Socket>,
+    tcp: Vec<(Socket, ListenerRole)>,
+}
+
+/// Binds the same addresses for every worker. Each address is bound once alone first: a second instance would otherwise
+/// join the group and take its share of our packets.
+pub fn bind(workers: usize, udp: &[SocketAddr], tcp: &[(SocketAddr, ListenerRole)]) -> Result<Vec<Sockets>, String> {
+    for address in udp {
+        bind_alone(*address, Type::DGRAM, Protocol::UDP).map_err(|e| taken("UDP", *address, &e))?;
+    }
+    for (address, _) in tcp {
+        bind_alone(*address, Type::STREAM, Protocol::TCP).map_err(|e| taken("TCP", *address, &e))?;
+    }
+    (0..workers)
+        .map(|_| {
+            let udp = udp.iter().map(|a| udp::bind(*a).map_err(|e| taken("UDP", *a, &e)));
+            let tcp = tcp.iter().map(|(a, role)| Ok((listen(*a).map_err(|e| taken("TCP", *a, &e))?, *role)));
+            Ok(Sockets { udp: udp.collect::<Result<_, String>>()?, tcp: tcp.collect::<Result<_, String>>()? })
+        })
+        .collect()
+}
+
+fn taken(transport: &str, address: SocketAddr, error: &io::Error) -> String {
+    let remedy = match error.kind() {
+        io::ErrorKind::AddrInUse => "another program (or another Postern) has it: stop that one, or name another port",
+        io::ErrorKind::PermissionDenied => "ports below 1024 need CAP_NET_BIND_SERVICE",
+        io::ErrorKind::AddrNotAvailable => "no interface has this address: check network.bind_addresses",
+        _ => "check network.* in the config",
+    };
+    format!("cannot bind {transport} {address}: {error}; {remedy}")
+}
+
+fn bind_alone(address: SocketAddr, kind: Type, protocol: Protocol) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    // Connections in TIME_WAIT of an earlier run are no second instance; its listeners are.
+    socket.set_reuse_address(kind == Type::STREAM)?;
+    socket.bind(&SockAddr::from(address))?;
+    if kind == Type::STREAM {
+        socket.listen(1)?;
+    }
+    Ok(())
+}
+
+fn listen(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+/// Where connections go that speak HTTP; `false` refuses one.
+pub type HttpDoor = Arc<dyn Fn(Visitor) -> bool + Send + Sync>;
+/// Where a shard's reports go.
+pub type ReportSink = Arc<dyn Fn(WorkerId, Report) + Send + Sync>;
+
+/// What a worker is made from, besides its shard.
+pub struct WorkerSetup {
+    pub id: WorkerId,
+    pub core: Option<usize>,
+    pub sockets: Sockets,
+    pub tls: Arc<ServerConfig>,
+    pub inboxes: Vec<Arc<Inbox>>,
+    pub clock: Clock,
+    pub http: HttpDoor,
+    pub reports: ReportSink,
+    pub connections_max: usize,
+    pub half_open_per_address_max: usize,
+}
+
+/// Runs a worker on the calling thread until it is told to stop.
+pub fn run(setup: WorkerSetup, shard: Shard) -> Result<(), String> {
+    if let Some(core) = setup.core {
+        let mut set = nix::sched::CpuSet::new();
+        if set.set(core).and_then(|()| nix::sched::sched_setaffinity(nix::unistd::Pid::from_raw(0), &set)).is_err() {
+            tracing::warn!(worker = setup.id.0, core, "cannot pin the worker to its core");
+        }
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|e| format!("worker runtime: {e}"))?;
+    runtime.block_on(async {
+        let mut worker = Worker::new(setup, shard).map_err(|e| format!("worker sockets: {e}"))?;
+        tokio::task::unconstrained(std::future::poll_fn(move |cx| worker.poll(cx))).await;
+        Ok(())
+    })
+}
+
+struct Worker {
+    id: WorkerId,
+    shard: Shard,
+    clock: Clock,
+    udp: Vec<UdpSocket>,
+    listeners: Vec<(TcpListener, ListenerRole)>,
+    streams: HashMap<StreamId, Stream>,
+    streams_made: u64,
+    half_open: HashMap<IpAddr, usize>,
+    ready: Arc<ReadyList>,
+    ready_now: Vec<StreamId>,
+    inbox: Arc<Inbox>,
+    outbox: Outbox,
+    rings: Vec<(WorkerId, Consumer<Freight>)>,
+    tls: Arc<ServerConfig>,
+    http: HttpDoor,
+    reports: ReportSink,
+    connections_max: usize,
+    half_open_max: usize,
+    batch: Batch,
+    received: Vec<Received>,
+    plaintext: Vec<u8>,
+    sleep: Pin<Box<Sleep>>,
+    sweep_due: Instant,
+}
+
+impl Worker {
+    fn new(setup: WorkerSetup, mut shard: Shard) -> io::Result<Self> {
+        let batch = Batch::new(&mut shard.pool);
+        let inbox = Arc::clone(&setup.inboxes[usize::from(setup.id.0)]);
+        let listeners = setup.sockets.tcp.into_iter().map(|(socket, role)| Ok((TcpListener::from_std(socket.into())?, role)));
+        Ok(Self {
+            id: setup.id,
+            clock: setup.clock,
+            udp: setup.sockets.udp.into_iter().map(UdpSocket::register).collect::<io::Result<_>>()?,
+            listeners: listeners.collect::<io::Result<_>>()?,
+            streams: HashMap::new(),
+            streams_made: 0,
+            half_open: HashMap::new(),
+            ready: Arc::default(),
+            ready_now: Vec::new(),
+            inbox,
+            outbox: Outbox::new(setup.id, setup.inboxes),
+            rings: Vec::new(),
+            tls: setup.tls,
+            http: setup.http,
+            reports: setup.reports,
+            connections_max: setup.connections_max,
+            half_open_max: setup.half_open_per_address_max,
+            batch,
+            received: Vec::new(),
+            plaintext: Vec::new(),
+            sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            sweep_due: setup.clock.now().mono + SWEEP,
+            shard,
+        })
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        self.inbox.is_awake();
+        self.ready.root.register(cx.waker());
+        for _ in 0..TURNS_MAX {
+            let mut busy = self.udp_turn(cx);
+            busy |= self.accept_turn(cx);
+            busy |= self.stream_turn();
+            match self.mail_turn() {
+                Some(mail) => busy |= mail,
+                None => return Poll::Ready(()),
+            }
+            busy |= self.time_turn();
+            busy |= self.effects_turn();
+            busy |= self.outbox.retry();
+            self.write_turn();
+            self.flush();
+            if busy {
+                continue;
+            }
+            // Published first, then looked once more: a parcel pushed in between is seen here or wakes us.
+            self.inbox.falls_asleep(cx.waker());
+            if self.inbox.has_mail() || self.rings.iter().any(|(_, ring)| !ring.is_empty()) {
+                self.inbox.is_awake();
+                continue;
+            }
+            if self.arm(cx) {
+                return Poll::Pending;
+            }
+            self.inbox.is_awake();
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+
+    /// Sleeps until the next deadline; `false` when that is now.
+    fn arm(&mut self, cx: &mut Context<'_>) -> bool {
+        let deadline = self.shard.deadline().map_or(self.sweep_due, |at| at.min(self.sweep_due));
+        let at = tokio::time::Instant::from_std(self.clock.anchor().to_std(deadline));
+        self.sleep.as_mut().reset(at);
+        self.sleep.as_mut().poll(cx).is_pending()
+    }
+
+    fn udp_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut busy = false;
+        for (at, socket) in self.udp.iter().enumerate() {
+            if !matches!(socket.poll_recv(cx, &mut self.batch, &mut self.shard.pool, &mut self.received), Poll::Ready(_)) {
+                continue;
+            }
+            busy = true;
+            let now = self.clock.now();
+            for Received { remote, local, buf } in self.received.drain(..) {
+                let carrier = Carrier::Udp { socket: SocketId(at as u8), local, remote: ClientAddr(remote) };
+                self.shard.handle_datagram(now, carrier, buf);
+            }
+        }
+        busy
+    }
+
+    fn accept_turn(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut busy = false;
+        for (listener, role) in &self.listeners {
+            let Poll::Ready(accepted) = listener.poll_accept(cx) else { continue };
+            // Out of descriptors: what waits stays in the backlog until some are free.
+            let Ok((tcp, remote)) = accepted else { continue };
+            busy = true;
+            let half_open = self.half_open.get(&remote.ip()).copied().unwrap_or(0);
+            let refusal = match () {
+                () if self.streams.len() >= self.connections_max => Some(Counter::RefusedConnectionsFull),
+                () if half_open >= self.half_open_max => Some(Counter::RefusedHalfOpen),
+                () => None,
+            };
+            if let Some(counter) = refusal {
+                self.shard.counters.count(counter);
+                continue;
+            }
+            self.half_open.insert(remote.ip(), half_open + 1);
+            self.streams_made += 1;
+            let id = StreamId(u64::from(self.id.0) << 56 | self.streams_made);
+            let now = self.clock.now().mono;
+            self.streams.insert(id, Stream::new(id, tcp, remote, *role == ListenerRole::Turn, now, &self.ready));
+            self.ready_now.push(id);
+        }
+        busy
+    }
+
+    fn stream_turn(&mut self) -> bool {
+        let mut ids = std::mem::take(&mut self.ready_now);
+        self.ready.take(&mut ids);
+        ids.sort_unstable();
+        ids.dedup();
+        let busy = !ids.is_empty();
+        for id in ids.drain(..) {
+            self.one_stream(id);
+        }
+        // Whoever had more to read than its share comes again.
+        ids.append(&mut self.ready_now);
+        self.ready_now = ids;
+        busy
+    }
+
+    fn one_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        if stream.flush().is_err() {
+            return self.close(id);
+        }
+        match stream.read_turn(&self.tls) {
+            Turn::Waits => {}
+            Turn::Busy => self.ready_now.push(id),
+            Turn::Closed(why) => {
+                tracing::debug!(worker = self.id.0, stream = id.0, ?why, framed = stream.is_framed(), "a connection ended");
+                match why {
+                    Why::Gone => {}
+                    Why::UnknownOpening => self.shard.counters.count(Counter::ClosedUnknownOpening),
+                    Why::Tls => self.shard.counters.count(Counter::ClosedTls),
+                }
+                return self.close(id);
+            }
+            Turn::Told(role) => {
+                let (remote, is_tls) = (stream.remote, stream.is_tls());
+                self.opened(remote.ip());
+                self.shard.stream_opened(id, role, remote, is_tls);
+                self.ready_now.push(id);
+            }
+            Turn::Http => return self.hand_over(id),
+        }
+        self.frames(id);
+        if self.shard.has_frames(id) {
+            self.write_stream(id);
+        }
+    }
+
+    fn frames(&mut self, id: StreamId) {
+        let now = self.clock.now();
+        while self.shard.knows_stream(id) {
+            let Some(stream) = self.streams.get_mut(&id) else { return };
+            let mut buf = self.shard.pool.take();
+            match stream.next_frame(|frame| buf.fill(frame)) {
+                Ok(Some(true)) => self.shard.handle_frame(now, id, buf),
+                Ok(Some(false)) => {
+                    self.shard.counters.count(Counter::FramesIn);
+                    self.shard.counters.count(Counter::DropTooLong);
+                    self.shard.pool.put(buf);
+                }
+                Ok(None) => return self.shard.pool.put(buf),
+                Err(()) => {
+                    self.shard.counters.count(Counter::ClosedFraming);
+                    self.shard.pool.put(buf);
+                    return self.close(id);
+                }
+            }
+        }
+    }
+
+    fn opened(&mut self, ip: IpAddr) {
+        if let Some(count) = self.half_open.get_mut(&ip) {
+            *count -= 1;
+            if *count == 0 {
+                self.half_open.remove(&ip);
+            }
+        }
+    }
+
+    fn close(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.remove(&id) {
+            if !stream.is_framed() {
+                self.opened(stream.remote.ip());
+            }
+            self.shard.stream_closed(self.clock.now(), id);
+        }
+    }
+
+    fn hand_over(&mut self, id: StreamId) {
+        if let Some(stream) = self.streams.remove(&id) {
+            self.opened(stream.remote.ip());
+            let is_taken = stream.hand_over().is_ok_and(|visitor| (self.http)(visitor));
+            if !is_taken {
+                self.shard.counters.count(Counter::RefusedHttpBusy);
+            }
+        }
+    }
+
+    /// `None` when the worker is to end.
+    fn mail_turn(&mut self) -> Option<bool> {
+        let mut busy = false;
+        let now = self.clock.now();
+        if let Some(mail) = self.inbox.take() {
+            busy = true;
+            self.rings.extend(mail.rings);
+            for command in mail.commands {
+                self.shard.handle_command(now, command);
+            }
+            if mail.stop {
+                self.effects_turn();
+                self.write_turn();
+                self.flush();
+                return None;
+            }
+        }
+        let mut rings = std::mem::take(&mut self.rings);
+        for (from, ring) in &mut rings {
+            while let Ok(freight) = ring.pop() {
+                busy = true;
+                match freight {
+                    Freight::Parcel(parcel) => self.shard.handle_parcel(now, *from, parcel),
+                    Freight::Stream(moved) => self.adopt(*moved),
+                }
+            }
+        }
+        self.rings = rings;
+        Some(busy)
+    }
+
+    fn adopt(&mut self, moved: MovedStream) {
+        let MovedStream { id, stream, cargo } = moved;
+        let now = self.clock.now();
+        self.shard.adopt_stream(now, id, cargo);
+        match stream.register(id, &self.ready) {
+            Ok(stream) => {
+                self.streams.insert(id, stream);
+                self.frames(id);
+                self.ready_now.push(id);
+            }
+            Err(_) => self.shard.stream_closed(now, id),
+        }
+    }
+
+    fn time_turn(&mut self) -> bool {
+        let now = self.clock.now();
+        self.shard.wake(now);
+        if self.sweep_due > now.mono {
+            return false;
+        }
+        self.sweep_due = now.mono + SWEEP;
+        let shard = &self.shard;
+        let overdue: Vec<(StreamId, bool)> = self
+            .streams
+            .iter()
+            .filter(|(id, stream)| {
+                let age = now.mono.since(stream.opened_at);
+                if stream.is_framed() { age > USE_WITHIN && !shard.uses_stream(now, **id) } else { age > TELL_WITHIN }
+            })
+            .map(|(id, stream)| (*id, stream.is_framed()))
+            .collect();
+        for (id, is_framed) in overdue {
+            self.shard.counters.count(if is_framed { Counter::ClosedUnused } else { Counter::ClosedSlowOpening });
+            self.close(id);
+        }
+        true
+    }
+
+    fn effects_turn(&mut self) -> bool {
+        let effects = self.shard.take_effects();
+        let busy = !effects.is_empty();
+        for effect in effects {
+            match effect {
+                Effect::Report(report) => (self.reports)(self.id, report),
+                Effect::Parcel { to, parcel } => {
+                    if !self.outbox.send(to, Freight::Parcel(parcel)) {
+                        self.shard.counters.count(Counter::DropRingFull);
+                    }
+                }
+                Effect::MoveStream { stream: id, to, cargo } => {
+                    if let Some(Ok(stream)) = self.streams.remove(&id).map(Stream::unregister) {
+                        let moved = Box::new(MovedStream { id, stream, cargo: *cargo });
+                        if !self.outbox.send(to, Freight::Stream(moved)) {
+                            self.shard.counters.count(Counter::DropRingFull);
+                        }
+                    }
+                }
+                Effect::CloseStream { stream } => {
+                    self.write_stream(stream);
+                    self.close(stream);
+                }
+            }
+        }
+        busy
+    }
+
+    fn write_turn(&mut self) {
+        let mut ids = self.shard.take_writable();
+        ids.sort_unstable();
+        ids.dedup();
+        for id in ids {
+            self.write_stream(id);
+        }
+    }
+
+    /// Frames of the turn leave in one write; a full socket leaves the rest in the queue, where it can still be dropped.
+    fn write_stream(&mut self, id: StreamId) {
+        let Some(stream) = self.streams.get_mut(&id) else { return };
+        while stream.is_hungry() && self.shard.has_frames(id) {
+            self.plaintext.clear();
+            self.shard.take_frames(id, Stream::budget(), &mut self.plaintext);
+            if stream.write(&self.plaintext).is_err() {
+                return self.close(id);
+            }
+        }
+    }
+
+    fn flush(&mut self) {
+        let datagrams = self.shard.egress.datagrams();
+        if !datagrams.is_empty() {
+            let mut messages: Vec<Transmit<'_>> = Vec::with_capacity(datagrams.len());
+            for (at, socket) in self.udp.iter().enumerate() {
+                messages.clear();
+                messages.extend(datagrams.iter().filter(|d| usize::from(d.socket.0) == at).map(|d| Transmit {
+                    remote: d.remote.0,
+                    local: d.local,
+                    bytes: self.shard.egress.bytes(d),
+                    segment: None,
+                }));
+                let refused = socket.send(&mut self.batch, &messages);
+                self.shard.counters.add(Counter::DropSendFailed, refused as u64);
+            }
+        }
+        self.shard.egress.clear();
+        self.outbox.flush();
+    }
+}

@@ -1,0 +1,371 @@
+//! One accepted TCP connection: told apart by its first bytes, TLS where it asks for it, then frames both ways.
+//!
+//! ```text
+//! Telling ──0x16 0x03──> Hello ──ALPN h2, http/1.1──> handed over as read, no key touched
+//!    │                     └──no such ALPN──> TLS handshake, then Telling again inside
+//!    ├──STUN cookie at 4──> Framed(Turn)       ├──cookie at 6──> Framed(Rfc4571)       └──method──> handed over
+//! ```
+//! No task of its own: a waker puts its id on the worker's ready list, and the worker's turn does the rest.
+
+use crate::base::id::StreamId;
+use crate::base::time::{Duration, Instant};
+use crate::shard::mail::StreamRole;
+use crate::wire::demux::{self, Sniff, StreamKind};
+use crate::wire::framing::{Frame, Framing};
+use atomic_waker::AtomicWaker;
+use rustls::ServerConfig;
+use rustls::ServerConnection;
+use rustls::server::Acceptor;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use tokio::net::TcpStream;
+
+/// How long a connection may take to tell what it is, its TLS handshake included.
+pub const TELL_WITHIN: Duration = Duration::from_secs(5);
+/// How long a connection may carry neither an allocation nor a session.
+pub const USE_WITHIN: Duration = Duration::from_secs(30);
+/// Read from a socket at a time, and in one turn.
+const READ: usize = 16 * 1024;
+const READS_PER_TURN: usize = 4;
+/// Longest ClientHello.
+const HELLO_MAX: usize = 16 * 1024;
+/// What one write hands to the kernel.
+const WRITE: usize = 16 * 1024;
+/// Bytes that wait for a socket that does not take them.
+const OUTBOUND_MAX: usize = 256 * 1024;
+/// Bytes that the kernel holds unsent before the connection counts as full.
+const NOT_SENT_MAX: u32 = 16 * 1024;
+
+/// Connections whose readiness changed.
+#[derive(Default)]
+pub struct ReadyList {
+    ids: Mutex<Vec<StreamId>>,
+    pub root: AtomicWaker,
+}
+
+impl ReadyList {
+    pub fn push(&self, id: StreamId) {
+        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
+        self.root.wake();
+    }
+
+    pub fn take(&self, into: &mut Vec<StreamId>) {
+        into.append(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+}
+
+struct StreamWaker {
+    id: StreamId,
+    list: Arc<ReadyList>,
+}
+
+impl Wake for StreamWaker {
+    fn wake(self: Arc<Self>) {
+        self.list.push(self.id);
+    }
+}
+
+enum Phase {
+    Telling,
+    Hello(Box<Acceptor>),
+    Framed(Framing),
+}
+
+/// Where the socket is: registered with a runtime, or between two workers.
+enum Socket {
+    Registered(TcpStream),
+    Travelling(std::net::TcpStream),
+    Gone,
+}
+
+pub struct Stream {
+    socket: Socket,
+    pub remote: SocketAddr,
+    /// Only STUN and TURN may be spoken (port 3478).
+    turn_only: bool,
+    phase: Phase,
+    tls: Option<Box<ServerConnection>>,
+    /// Plaintext that is not yet a whole frame; before the role is told, what was read.
+    inbound: Vec<u8>,
+    /// Frames of `inbound` that were taken already.
+    consumed: usize,
+    /// What the socket has not taken yet, as it goes on the wire.
+    outbound: Vec<u8>,
+    written: usize,
+    pub opened_at: Instant,
+    waker: Waker,
+}
+
+/// What a turn of a connection came to.
+pub enum Turn {
+    /// Everything that was there has been read; its waker will tell of more.
+    Waits,
+    /// More may be there; come again.
+    Busy,
+    /// It now has a role and frames.
+    Told(StreamRole),
+    /// It speaks HTTP: take it with [`Stream::hand_over`].
+    Http,
+    Closed(Why),
+}
+
+/// Why a connection is at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Why {
+    /// The client closed it, or the network did.
+    Gone,
+    /// Its first bytes are of no kind that this port speaks.
+    UnknownOpening,
+    /// TLS failed: no common version, a broken record, a hello without end.
+    Tls,
+}
+
+/// A connection for the control plane, with what was read of it.
+pub struct Visitor {
+    pub tcp: std::net::TcpStream,
+    pub remote: SocketAddr,
+    /// Raw bytes read; inside TLS, plaintext.
+    pub received: Vec<u8>,
+    /// A TLS session that was opened before it was known to carry HTTP.
+    pub tls: Option<Box<ServerConnection>>,
+    /// Whether the raw bytes begin with a ClientHello.
+    pub wants_tls: bool,
+}
+
+impl Stream {
+    pub fn new(id: StreamId, tcp: TcpStream, remote: SocketAddr, turn_only: bool, now: Instant, list: &Arc<ReadyList>) -> Self {
+        let socket = socket2::SockRef::from(&tcp);
+        let _ = socket.set_tcp_nodelay(true);
+        // Best effort: a kernel without BBR keeps its default.
+        let _ = socket.set_tcp_congestion(b"bbr");
+        let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
+        Self {
+            socket: Socket::Registered(tcp),
+            remote,
+            turn_only,
+            phase: Phase::Telling,
+            tls: None,
+            inbound: Vec::new(),
+            consumed: 0,
+            outbound: Vec::new(),
+            written: 0,
+            opened_at: now,
+            waker: waker(id, list),
+        }
+    }
+
+    pub fn is_framed(&self) -> bool {
+        matches!(self.phase, Phase::Framed(_))
+    }
+
+    pub fn is_tls(&self) -> bool {
+        self.tls.is_some()
+    }
+
+    /// Leaves this worker's runtime.
+    pub fn unregister(mut self) -> io::Result<Self> {
+        if let Socket::Registered(tcp) = std::mem::replace(&mut self.socket, Socket::Gone) {
+            self.socket = Socket::Travelling(tcp.into_std()?);
+        }
+        Ok(self)
+    }
+
+    /// Joins this worker's runtime.
+    pub fn register(mut self, id: StreamId, list: &Arc<ReadyList>) -> io::Result<Self> {
+        if let Socket::Travelling(tcp) = std::mem::replace(&mut self.socket, Socket::Gone) {
+            self.socket = Socket::Registered(TcpStream::from_std(tcp)?);
+        }
+        self.waker = waker(id, list);
+        Ok(self)
+    }
+
+    /// Reads what is there, as far as the phase allows.
+    pub fn read_turn(&mut self, config: &Arc<ServerConfig>) -> Turn {
+        for _ in 0..READS_PER_TURN {
+            let mut bytes = [0; READ];
+            let Socket::Registered(tcp) = &self.socket else { return Turn::Closed(Why::Gone) };
+            match tcp.try_read(&mut bytes) {
+                Ok(0) => return Turn::Closed(Why::Gone),
+                Ok(n) => {
+                    let was_framed = self.is_framed();
+                    let outcome = self.take(&bytes[..n], config);
+                    if self.flush().is_err() {
+                        return Turn::Closed(Why::Gone);
+                    }
+                    match outcome {
+                        Ok(Some(turn)) => return turn,
+                        // The worker takes the frames out before more is read.
+                        Ok(None) if was_framed => return Turn::Busy,
+                        Ok(None) => {}
+                        Err(why) => return Turn::Closed(why),
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let mut cx = Context::from_waker(&self.waker);
+                    match tcp.poll_read_ready(&mut cx) {
+                        Poll::Pending => return Turn::Waits,
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Turn::Closed(Why::Gone),
+                    }
+                }
+                Err(_) => return Turn::Closed(Why::Gone),
+            }
+        }
+        Turn::Busy
+    }
+
+    fn take(&mut self, bytes: &[u8], config: &Arc<ServerConfig>) -> Result<Option<Turn>, Why> {
+        match (&mut self.tls, &mut self.phase) {
+            (Some(tls), _) => {
+                let mut rest = bytes;
+                while !rest.is_empty() {
+                    tls.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                    let state = tls.process_new_packets();
+                    while tls.wants_write() {
+                        tls.write_tls(&mut self.outbound).map_err(|_| Why::Tls)?;
+                    }
+                    let waiting = state.map_err(|_| Why::Tls)?.plaintext_bytes_to_read();
+                    let start = self.inbound.len();
+                    self.inbound.resize(start + waiting, 0);
+                    tls.reader().read_exact(&mut self.inbound[start..]).map_err(|_| Why::Tls)?;
+                }
+            }
+            (None, Phase::Hello(acceptor)) => {
+                let mut rest = bytes;
+                acceptor.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                self.inbound.extend_from_slice(bytes);
+            }
+            (None, Phase::Telling | Phase::Framed(_)) => self.inbound.extend_from_slice(bytes),
+        }
+        // Whoever makes us answer and does not read the answers is no client.
+        if self.outbound.len() - self.written > OUTBOUND_MAX {
+            return Err(Why::Gone);
+        }
+        self.tell(config)
+    }
+
+    fn tell(&mut self, config: &Arc<ServerConfig>) -> Result<Option<Turn>, Why> {
+        match &mut self.phase {
+            Phase::Framed(_) => Ok(None),
+            Phase::Hello(acceptor) => {
+                if self.inbound.len() > HELLO_MAX {
+                    return Err(Why::Tls);
+                }
+                let Some(accepted) = acceptor.accept().map_err(|_| Why::Tls)? else { return Ok(None) };
+                let wants_http = accepted.client_hello().alpn().into_iter().flatten().any(|p| p == b"h2" || p == b"http/1.1");
+                if wants_http {
+                    return if self.turn_only { Err(Why::UnknownOpening) } else { Ok(Some(Turn::Http)) };
+                }
+                let tls = accepted.into_connection(Arc::clone(config)).map_err(|_| Why::Tls)?;
+                self.tls = Some(Box::new(tls));
+                self.inbound.clear();
+                self.phase = Phase::Telling;
+                // The answer to the hello leaves with the next flush.
+                self.drain_tls()?;
+                Ok(None)
+            }
+            Phase::Telling => match demux::stream(&self.inbound) {
+                Sniff::NeedMore => Ok(None),
+                Sniff::Unknown => Err(Why::UnknownOpening),
+                Sniff::Is(StreamKind::Tls) if self.tls.is_none() => {
+                    let mut acceptor = Box::new(Acceptor::default());
+                    let mut rest = &self.inbound[..];
+                    acceptor.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                    self.phase = Phase::Hello(acceptor);
+                    self.tell(config)
+                }
+                Sniff::Is(StreamKind::Tls) => Err(Why::UnknownOpening),
+                Sniff::Is(StreamKind::Turn) => {
+                    self.phase = Phase::Framed(Framing::Turn);
+                    Ok(Some(Turn::Told(StreamRole::Turn)))
+                }
+                Sniff::Is(StreamKind::IceTcp | StreamKind::Http) if self.turn_only => Err(Why::UnknownOpening),
+                Sniff::Is(StreamKind::IceTcp) => {
+                    self.phase = Phase::Framed(Framing::Rfc4571);
+                    Ok(Some(Turn::Told(StreamRole::Ice)))
+                }
+                Sniff::Is(StreamKind::Http) => Ok(Some(Turn::Http)),
+            },
+        }
+    }
+
+    fn drain_tls(&mut self) -> Result<(), Why> {
+        if let Some(tls) = &mut self.tls {
+            while tls.wants_write() {
+                tls.write_tls(&mut self.outbound).map_err(|_| Why::Tls)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The next whole frame: copied out by `take`, then forgotten. `Err` when the stream lost its framing.
+    pub fn next_frame<R>(&mut self, take: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, ()> {
+        let Phase::Framed(framing) = self.phase else { return Ok(None) };
+        let waiting = &self.inbound[self.consumed..];
+        let Some(Frame { start, end, consumed }) = framing.next(waiting).map_err(drop)? else {
+            // Once for all frames of a read: moving the rest for each of them would cost its square.
+            self.inbound.drain(..self.consumed);
+            self.consumed = 0;
+            return Ok(None);
+        };
+        let taken = take(&waiting[start..end]);
+        self.consumed += consumed;
+        Ok(Some(taken))
+    }
+
+    /// Whether the socket would take more.
+    pub fn is_hungry(&self) -> bool {
+        self.written == self.outbound.len()
+    }
+
+    /// Queues plaintext of about [`Stream::budget`] bytes and writes it.
+    pub fn write(&mut self, plaintext: &[u8]) -> Result<(), ()> {
+        match &mut self.tls {
+            Some(tls) => {
+                tls.writer().write_all(plaintext).map_err(drop)?;
+                self.drain_tls().map_err(drop)?;
+            }
+            None => self.outbound.extend_from_slice(plaintext),
+        }
+        self.flush()
+    }
+
+    pub fn budget() -> usize {
+        WRITE
+    }
+
+    /// Writes what waits; the waker tells when a full socket takes more.
+    pub fn flush(&mut self) -> Result<(), ()> {
+        let Socket::Registered(tcp) = &self.socket else { return Err(()) };
+        while self.written < self.outbound.len() {
+            match tcp.try_write(&self.outbound[self.written..]) {
+                Ok(n) => self.written += n,
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    let mut cx = Context::from_waker(&self.waker);
+                    match tcp.poll_write_ready(&mut cx) {
+                        Poll::Pending => return Ok(()),
+                        Poll::Ready(Ok(())) => {}
+                        Poll::Ready(Err(_)) => return Err(()),
+                    }
+                }
+                Err(_) => return Err(()),
+            }
+        }
+        self.outbound.clear();
+        self.written = 0;
+        Ok(())
+    }
+
+    /// Gives the connection to the control plane.
+    pub fn hand_over(self) -> io::Result<Visitor> {
+        let Socket::Registered(tcp) = self.socket else { return Err(io::ErrorKind::NotConnected.into()) };
+        let wants_tls = matches!(self.phase, Phase::Hello(_));
+        Ok(Visitor { tcp: tcp.into_std()?, remote: self.remote, received: self.inbound, tls: self.tls, wants_tls })
+    }
+}
+
+fn waker(id: StreamId, list: &Arc<ReadyList>) -> Waker {
+    Waker::from(Arc::new(StreamWaker { id, list: Arc::clone(list) }))
+}

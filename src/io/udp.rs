@@ -1,0 +1,352 @@
+//! UDP sockets in batches: recvmmsg in, sendmmsg out, with a source address and a segment size for every message.
+//!
+//! The only `unsafe` of the data path. Everything that the kernel reads or writes lives in [`Batch`], whose arrays are
+//! set up anew before each call, so that no length left by an earlier message is taken for the next one's.
+
+use crate::base::buf::{PacketBuf, Pool};
+use libc::{c_void, cmsghdr, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::io;
+use std::mem;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, RawFd};
+use std::task::{Context, Poll};
+use tokio::io::unix::AsyncFd;
+
+/// Messages of one system call.
+pub const BATCH: usize = 64;
+/// Room for the control messages of one packet: IPV6_PKTINFO (40) and UDP_SEGMENT (24).
+const CONTROL: usize = 96;
+/// Asked for; the kernel gives what net.core.rmem_max and wmem_max allow.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+
+/// One packet that came in.
+pub struct Received {
+    pub remote: SocketAddr,
+    /// The address it was sent to.
+    pub local: IpAddr,
+    pub buf: PacketBuf,
+}
+
+/// One message that goes out: one datagram, or equal-sized ones that the kernel cuts apart.
+#[derive(Clone, Copy)]
+pub struct Transmit<'a> {
+    pub remote: SocketAddr,
+    /// The address it must come from.
+    pub local: IpAddr,
+    pub bytes: &'a [u8],
+    /// Size of each datagram but the last (UDP_SEGMENT); `None` sends `bytes` as one.
+    pub segment: Option<u16>,
+}
+
+#[repr(C, align(8))]
+#[derive(Clone, Copy)]
+struct Control([u8; CONTROL]);
+
+/// What the kernel works on. Boxed once per worker.
+pub struct Batch {
+    messages: Box<[mmsghdr; BATCH]>,
+    parts: Box<[iovec; BATCH]>,
+    names: Box<[sockaddr_storage; BATCH]>,
+    controls: Box<[Control; BATCH]>,
+    buffers: Vec<PacketBuf>,
+}
+
+// SAFETY: the raw pointers inside point into the boxes beside them and are only used during a call on `&mut self`.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    pub fn new(pool: &mut Pool) -> Self {
+        // SAFETY: all-zero is a valid value of these C structs.
+        let (messages, parts, names) = unsafe { (mem::zeroed(), mem::zeroed(), mem::zeroed()) };
+        Self {
+            messages: Box::new(messages),
+            parts: Box::new(parts),
+            names: Box::new(names),
+            controls: Box::new([Control([0; CONTROL]); BATCH]),
+            buffers: (0..BATCH).map(|_| pool.take()).collect(),
+        }
+    }
+}
+
+pub struct UdpSocket {
+    fd: AsyncFd<Socket>,
+}
+
+/// A bound, non-blocking socket with all options set; not yet tied to a runtime.
+pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
+    let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
+    } else {
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO)?;
+    }
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket)
+}
+
+fn set_option(fd: RawFd, level: i32, name: i32) -> io::Result<()> {
+    let on: i32 = 1;
+    // SAFETY: `on` outlives the call and its size is given.
+    let status = unsafe { libc::setsockopt(fd, level, name, (&raw const on).cast(), mem::size_of::<i32>() as socklen_t) };
+    if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+impl UdpSocket {
+    /// Ties a socket to the runtime of this thread.
+    pub fn register(socket: Socket) -> io::Result<Self> {
+        // SAFETY: the socket owns its descriptor and stays inside the AsyncFd until that is dropped.
+        let fd = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { fd })
+    }
+
+    /// One batch of packets to `out`. `Ready(true)` when more may wait; `Pending` registers for the next one.
+    pub fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> Poll<bool> {
+        let mut guard = match self.fd.poll_read_ready(cx) {
+            Poll::Ready(Ok(guard)) => guard,
+            Poll::Ready(Err(_)) => return Poll::Ready(false),
+            Poll::Pending => return Poll::Pending,
+        };
+        match receive(self.fd.get_ref().as_raw_fd(), batch, pool, out) {
+            Ok(n) if n == BATCH => Poll::Ready(true),
+            // A short batch has emptied the socket: no second call to hear that.
+            Ok(_) => {
+                guard.clear_ready();
+                Poll::Ready(true)
+            }
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                guard.clear_ready();
+                Poll::Ready(true)
+            }
+            // An ICMP error of an earlier send; the socket lives on.
+            Err(_) => Poll::Ready(true),
+        }
+    }
+
+    /// Sends all messages in order; how many the kernel refused. A full queue is loss, as on any network.
+    pub fn send(&self, batch: &mut Batch, messages: &[Transmit<'_>]) -> usize {
+        let mut refused = 0;
+        for chunk in messages.chunks(BATCH) {
+            let mut at = 0;
+            while at < chunk.len() {
+                match transmit(self.fd.get_ref().as_raw_fd(), batch, &chunk[at..]) {
+                    Ok(sent) => at += sent.max(1),
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                        refused += chunk.len() - at;
+                        at = chunk.len();
+                    }
+                    Err(_) => {
+                        refused += 1;
+                        at += 1;
+                    }
+                }
+            }
+        }
+        refused
+    }
+}
+
+fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> io::Result<usize> {
+    for i in 0..BATCH {
+        let room = batch.buffers[i].spare();
+        batch.parts[i] = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        batch.messages[i].msg_hdr = header(&mut batch.names[i], &mut batch.parts[i], &mut batch.controls[i], CONTROL);
+        batch.messages[i].msg_len = 0;
+    }
+    // SAFETY: every pointer in `messages` points into arrays of `batch` that live through the call, with their true sizes.
+    let n = unsafe { libc::recvmmsg(fd, batch.messages.as_mut_ptr(), BATCH as u32, libc::MSG_DONTWAIT, std::ptr::null_mut()) };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let n = n as usize;
+    for i in 0..n {
+        let message = &batch.messages[i];
+        let Some(remote) = read_name(&batch.names[i]) else { continue };
+        if message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || remote.port() == 0 {
+            continue;
+        }
+        let unspecified = if remote.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+        let local = read_local(&message.msg_hdr).unwrap_or(unspecified);
+        let len = message.msg_len as usize;
+        let mut buf = mem::replace(&mut batch.buffers[i], pool.take());
+        buf.set_len(len);
+        out.push(Received { remote, local, buf });
+    }
+    Ok(n)
+}
+
+fn transmit(fd: RawFd, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Result<usize> {
+    for (i, message) in messages.iter().enumerate() {
+        let name_len = write_name(&mut batch.names[i], message.remote);
+        // The kernel only reads through this pointer.
+        batch.parts[i] = iovec { iov_base: message.bytes.as_ptr().cast_mut().cast(), iov_len: message.bytes.len() };
+        let mut hdr = header(&mut batch.names[i], &mut batch.parts[i], &mut batch.controls[i], CONTROL);
+        hdr.msg_namelen = name_len;
+        write_control(&mut hdr, message);
+        batch.messages[i].msg_hdr = hdr;
+    }
+    // SAFETY: as in `receive`; `bytes` of every message outlives the call by its lifetime.
+    let n = unsafe { libc::sendmmsg(fd, batch.messages.as_mut_ptr(), messages.len() as u32, libc::MSG_DONTWAIT) };
+    if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
+}
+
+fn header(name: &mut sockaddr_storage, part: &mut iovec, control: &mut Control, control_len: usize) -> msghdr {
+    // SAFETY: all-zero is a valid msghdr; padding fields differ between C libraries.
+    let mut hdr: msghdr = unsafe { mem::zeroed() };
+    hdr.msg_name = (name as *mut sockaddr_storage).cast::<c_void>();
+    hdr.msg_namelen = mem::size_of::<sockaddr_storage>() as socklen_t;
+    hdr.msg_iov = part;
+    hdr.msg_iovlen = 1;
+    hdr.msg_control = control.0.as_mut_ptr().cast();
+    hdr.msg_controllen = control_len as _;
+    hdr
+}
+
+fn read_name(name: &sockaddr_storage) -> Option<SocketAddr> {
+    match i32::from(name.ss_family) {
+        libc::AF_INET => {
+            // SAFETY: the family says that the storage holds a sockaddr_in, which is smaller than it.
+            let v4: &libc::sockaddr_in = unsafe { &*(name as *const sockaddr_storage).cast() };
+            Some(SocketAddr::from((Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr)), u16::from_be(v4.sin_port))))
+        }
+        libc::AF_INET6 => {
+            // SAFETY: as above, for sockaddr_in6.
+            let v6: &libc::sockaddr_in6 = unsafe { &*(name as *const sockaddr_storage).cast() };
+            let ip = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            Some(SocketAddr::V6(std::net::SocketAddrV6::new(ip, u16::from_be(v6.sin6_port), 0, v6.sin6_scope_id)))
+        }
+        _ => None,
+    }
+}
+
+fn write_name(name: &mut sockaddr_storage, addr: SocketAddr) -> socklen_t {
+    let addr = SockAddr::from(addr);
+    // SAFETY: a SockAddr is a sockaddr_storage with its length.
+    *name = unsafe { *addr.as_ptr().cast::<sockaddr_storage>() };
+    addr.len()
+}
+
+/// The destination address of a received packet, from its control messages.
+fn read_local(hdr: &msghdr) -> Option<IpAddr> {
+    // SAFETY: the kernel filled `msg_control` up to `msg_controllen`; the CMSG macros stay inside it.
+    unsafe {
+        let mut c: *const cmsghdr = libc::CMSG_FIRSTHDR(hdr);
+        while !c.is_null() {
+            match ((*c).cmsg_level, (*c).cmsg_type) {
+                (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
+                    let info: libc::in_pktinfo = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
+                    return Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))));
+                }
+                (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
+                    let info: libc::in6_pktinfo = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
+                    return Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                }
+                _ => c = libc::CMSG_NXTHDR(hdr, c),
+            }
+        }
+    }
+    None
+}
+
+/// Source address and segment size of an outgoing message.
+fn write_control(hdr: &mut msghdr, message: &Transmit<'_>) {
+    let mut used = 0;
+    // SAFETY: `msg_control` has CONTROL bytes, enough for both messages (asserted below), and is aligned to 8.
+    unsafe {
+        let base: *mut u8 = hdr.msg_control.cast();
+        let mut put = |level: i32, kind: i32, data: &[u8]| {
+            let space = libc::CMSG_SPACE(data.len() as u32) as usize;
+            assert!(used + space <= CONTROL);
+            let c: *mut cmsghdr = base.add(used).cast();
+            (*c).cmsg_level = level;
+            (*c).cmsg_type = kind;
+            (*c).cmsg_len = libc::CMSG_LEN(data.len() as u32) as _;
+            std::ptr::copy_nonoverlapping(data.as_ptr(), libc::CMSG_DATA(c), data.len());
+            used += space;
+        };
+        match message.local {
+            IpAddr::V4(ip) if !ip.is_unspecified() => {
+                let mut info = [0u8; 12];
+                info[4..8].copy_from_slice(&ip.octets());
+                put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
+            }
+            IpAddr::V6(ip) if !ip.is_unspecified() => {
+                let mut info = [0u8; 20];
+                info[..16].copy_from_slice(&ip.octets());
+                put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
+            }
+            IpAddr::V4(_) | IpAddr::V6(_) => {}
+        }
+        if let Some(segment) = message.segment {
+            put(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
+        }
+    }
+    hdr.msg_controllen = used as _;
+    if used == 0 {
+        hdr.msg_control = std::ptr::null_mut();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(socket: &UdpSocket) -> u16 {
+        socket.fd.get_ref().local_addr().expect("bound").as_socket().expect("an address").port()
+    }
+
+    async fn collect(socket: &UdpSocket, want: usize) -> Vec<Received> {
+        let mut pool = Pool::new(4);
+        let mut batch = Batch::new(&mut pool);
+        let mut out = Vec::new();
+        std::future::poll_fn(|cx| {
+            while out.len() < want {
+                match socket.poll_recv(cx, &mut batch, &mut pool, &mut out) {
+                    Poll::Ready(_) => {}
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
+        out
+    }
+
+    #[tokio::test]
+    async fn packets_leave_from_the_address_they_were_sent_to() {
+        for (wildcard, ip) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "::1")] {
+            let server = UdpSocket::register(bind(wildcard.parse().expect("a literal")).expect("bound")).expect("registered");
+            let ip: IpAddr = ip.parse().expect("a literal");
+            let client = tokio::net::UdpSocket::bind(SocketAddr::new(ip, 0)).await.expect("bound");
+            client.send_to(b"ping", SocketAddr::new(ip, port(&server))).await.expect("sent");
+            let got = collect(&server, 1).await;
+            assert_eq!((got[0].local, got[0].remote, &got[0].buf[..]), (ip, client.local_addr().expect("bound"), &b"ping"[..]));
+            let reply = Transmit { remote: got[0].remote, local: ip, bytes: b"pong", segment: None };
+            assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[reply]), 0);
+            let mut bytes = [0; 8];
+            let (len, from) = client.recv_from(&mut bytes).await.expect("received");
+            assert_eq!((&bytes[..len], from), (&b"pong"[..], SocketAddr::new(ip, port(&server))));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_segmented_message_arrives_as_several_and_batches_mix_both() {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let remote = SocketAddr::new(ip, port(&client));
+        let bytes: Vec<u8> = (0..250).collect();
+        let segmented = Transmit { remote, local: ip, bytes: &bytes, segment: Some(100) };
+        let whole = Transmit { remote, local: ip, bytes: b"whole", segment: None };
+        assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[whole, segmented, whole]), 0);
+        let got = collect(&client, 5).await;
+        let lens: Vec<usize> = got.iter().map(|r| r.buf.len()).collect();
+        assert_eq!(lens, [5, 100, 100, 50, 5]);
+    }
+}
