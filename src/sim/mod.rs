@@ -1,0 +1,399 @@
+//! Floor 5, the other driver: real shards in virtual time over a lossy net, with peers made of other people's code.
+//!
+//! [`World`] pops the earliest of {arrival, shard deadline, peer deadline, media tick}, sets `now` to it, lets one thing act,
+//! and repeats. Ties break by insertion. No thread, no sleep, no clock: one seed, one run (but for DTLS, whose keys the
+//! foreign crates draw themselves).
+
+pub mod check;
+pub mod net;
+pub mod peer;
+
+use crate::base::id::{Carrier, ClientAddr, RoomId, SessionId, SocketId, Ssrc, StreamId, TrackId, WorkerId};
+use crate::base::rng::Rng;
+use crate::base::time::{Anchor, Duration, Instant, Now, UnixTime};
+use crate::crypto::SecretRng;
+use crate::engine::dtls::Identity;
+use crate::engine::ice::Credentials;
+use crate::engine::turn::TurnConfig;
+use crate::engine::turn_auth::Secrets;
+use crate::session::negotiate::{self, Candidates, Local, Use};
+use crate::shard::mail::{Command, Effect, Report, StreamRole};
+use crate::shard::{PortRole, Shard, ShardConfig, table};
+use crate::wire::framing::Framing;
+use crate::wire::sdp::{Direction, Kind, Offer};
+use net::{Net, To};
+use peer::Peer;
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// The server's media address and its relay's.
+pub const MEDIA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 443);
+const ROOM: RoomId = RoomId(1);
+const MEDIA_SOCKET: SocketId = SocketId(0);
+const TURN_SOCKET: SocketId = SocketId(1);
+/// Each peer sends a media packet so often.
+const TICK: Duration = Duration::from_millis(20);
+
+/// How a peer's packets reach the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Udp,
+    IceTcp,
+    RelayUdp,
+    RelayTcp,
+}
+
+impl Way {
+    pub const ALL: [Way; 4] = [Way::Udp, Way::IceTcp, Way::RelayUdp, Way::RelayTcp];
+
+    pub fn is_stream(self) -> bool {
+        matches!(self, Self::IceTcp | Self::RelayTcp)
+    }
+
+    pub fn is_relay(self) -> bool {
+        matches!(self, Self::RelayUdp | Self::RelayTcp)
+    }
+}
+
+/// One participant: the peer, and where the kernel would put its packets.
+struct Seat {
+    peer: Peer,
+    session: SessionId,
+    carrier: Carrier,
+    /// Worker whose socket gets its packets; for a connection, the one that holds it now.
+    ingress: WorkerId,
+    next_tick: Instant,
+    is_silent: bool,
+}
+
+pub struct World {
+    now: Instant,
+    pub shards: Vec<Shard>,
+    seats: Vec<Seat>,
+    net: Net,
+    anchor: Anchor,
+    secrets: Secrets,
+    fingerprint: String,
+    chance: SecretRng,
+    pub reports: Vec<Report>,
+    /// Datagrams and frames that were given to shards.
+    pub given: u64,
+    /// Media flows while this is set.
+    pub is_talking: bool,
+    /// Peers insist on waiting for our hello, as some WHIP senders do: the server is the DTLS client.
+    pub peers_are_passive: bool,
+}
+
+/// Who joins, how, where its packets arrive and who owns it.
+#[derive(Clone, Copy, Debug)]
+pub struct Arrival {
+    pub way: Way,
+    pub ingress: WorkerId,
+    pub owner: WorkerId,
+}
+
+impl World {
+    #[allow(clippy::disallowed_methods, reason = "any anchor will do: only differences to it are used")]
+    pub fn new(seed: u64, workers: u8, net: Net) -> Self {
+        let anchor = Anchor::new(std::time::Instant::now());
+        let identity = Identity::generate().expect("a certificate");
+        let secrets = Secrets::new("sim", b"sim", &[], &HashMap::new());
+        let turn = Arc::new(TurnConfig {
+            secrets: secrets.clone(),
+            sfu: vec![MEDIA],
+            relay_ports: 49152..=65535,
+            allocations_per_user_max: 16,
+            allocations_max: 100,
+            lifetime_s: 600..=3600,
+            workers,
+        });
+        let shard = |worker: u8| {
+            let config = ShardConfig {
+                worker: WorkerId(worker),
+                workers,
+                sockets: vec![PortRole::Media, PortRole::Turn],
+                turn: Arc::clone(&turn),
+                identity: identity.clone(),
+                anchor,
+                buffers: 16,
+            };
+            Shard::new(config, SecretRng::seeded(seed + u64::from(worker)), Rng::new(seed + u64::from(worker)))
+        };
+        Self {
+            now: Instant::from_millis(1_000),
+            shards: (0..workers).map(shard).collect(),
+            seats: Vec::new(),
+            net,
+            anchor,
+            secrets,
+            fingerprint: identity.fingerprint().to_owned(),
+            chance: SecretRng::seeded(seed),
+            reports: Vec::new(),
+            given: 0,
+            is_talking: true,
+            peers_are_passive: false,
+        }
+    }
+
+    fn time(&self) -> Now {
+        Now { mono: self.now, wall: UnixTime::from_nanos(1_700_000_000_000_000_000 + self.now.as_nanos()) }
+    }
+
+    pub fn peer(&mut self, at: usize) -> &mut Peer {
+        &mut self.seats[at].peer
+    }
+
+    pub fn len(&self) -> usize {
+        self.seats.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.seats.is_empty()
+    }
+
+    /// From now on nothing of this peer arrives: it was killed, or its network was.
+    pub fn silence(&mut self, at: usize) {
+        self.seats[at].is_silent = true;
+    }
+
+    /// Lets the given participants join one room, each publishing a voice that all others hear.
+    pub fn join(&mut self, arrivals: &[Arrival]) {
+        for (at, arrival) in arrivals.iter().enumerate() {
+            self.take_seat(at, *arrival, arrivals.len());
+        }
+        for (at, arrival) in arrivals.iter().enumerate() {
+            self.negotiate(at, arrival.owner);
+        }
+    }
+
+    fn take_seat(&mut self, at: usize, arrival: Arrival, others: usize) {
+        let session = SessionId(at as u64 + 1);
+        let address = SocketAddr::from(([198, 51, 100, at as u8 + 1], 40_000 + at as u16));
+        let carrier = if arrival.way.is_stream() {
+            let id = StreamId(u64::from(arrival.ingress.0) << 56 | (at as u64 + 1));
+            let role = if arrival.way.is_relay() { StreamRole::Turn } else { StreamRole::Ice };
+            self.shards[usize::from(arrival.ingress.0)].stream_opened(id, role, address, false);
+            Carrier::Stream(id)
+        } else {
+            let socket = if arrival.way.is_relay() { TURN_SOCKET } else { MEDIA_SOCKET };
+            Carrier::Udp { socket, local: MEDIA.ip(), remote: ClientAddr(address) }
+        };
+        let ingress = arrival.ingress;
+        let expires = self.time().wall.as_secs() + 3600;
+        let (username, password) = self.secrets.mint(&format!("PA_{at}"), 0, expires);
+        let mut relay = arrival.way.is_relay().then(|| peer::RelayClient::new(&username, &password, "sim"));
+        let mut local = address;
+        if let Some(relay) = &mut relay {
+            // Allocate, challenge, Allocate again, permission: over a wire that loses nothing yet.
+            while let Some(request) = relay.next_request(MEDIA) {
+                self.give(ingress, carrier, &request);
+                let reply = self.replies(carrier).pop().expect("the relay answers");
+                relay.take_reply(&reply);
+            }
+            local = relay.relayed().expect("an allocation");
+        }
+        let peer = Peer::new(self.anchor.to_std(self.now), local, arrival.way, relay, others);
+        let owner = arrival.owner;
+        let ufrag = table::ufrag(owner, &self.chance.ice_chars(10));
+        let credentials = Credentials { ufrag, pwd: self.chance.ice_chars(24) };
+        let command = Command::Open {
+            session,
+            room: ROOM,
+            credentials: credentials.clone(),
+            identity: format!("p{at}"),
+            sid: format!("PA_{at}"),
+            can_publish_data: true,
+            can_subscribe: true,
+        };
+        let now = self.time();
+        self.shards[usize::from(owner.0)].handle_command(now, command);
+        let next_tick = self.now + TICK;
+        let mut seat = Seat { peer, session, carrier, ingress, next_tick, is_silent: false };
+        seat.peer.credentials = Some(credentials);
+        self.seats.push(seat);
+    }
+
+    /// Answers the peer's offer as the control plane would: its voice is received, each free section sends another's.
+    fn negotiate(&mut self, at: usize, owner: WorkerId) {
+        let others: Vec<usize> = (0..self.seats.len()).filter(|o| *o != at).collect();
+        let mut offer_text = self.seats[at].peer.offer();
+        if self.peers_are_passive {
+            offer_text = offer_text.replace("a=setup:actpass", "a=setup:passive");
+        }
+        let offer = Offer::parse(&offer_text).expect("the peer's offer");
+        let mut heard = others.iter();
+        let uses: Vec<Use> = offer
+            .sections
+            .iter()
+            .map(|s| match (s.kind, s.direction) {
+                (Kind::Application, _) => Use::Data,
+                (_, Direction::SendOnly | Direction::SendRecv) => Use::Receive { track: TrackId(at as u64 + 1), prefer: None },
+                _ => heard.next().map_or(Use::Idle, |other| Use::Send {
+                    track: TrackId(*other as u64 + 1),
+                    ssrc: Ssrc(1000 * (at as u32 + 1) + *other as u32),
+                    codec: None,
+                    stream: format!("PA_{other}"),
+                    label: format!("TR_{other}"),
+                }),
+            })
+            .collect();
+        let candidates = Candidates { udp: vec![MEDIA], tcp: Vec::new() };
+        let credentials = self.seats[at].peer.credentials.clone().expect("set at arrival");
+        let session = self.seats[at].session;
+        let local =
+            Local { credentials: &credentials, fingerprint: &self.fingerprint, candidates: &candidates, session_id: session.0, version: 1 };
+        let (answer, plan) = negotiate::answer(&offer, &local, &uses);
+        self.seats[at].peer.accept(&answer);
+        let now = self.time();
+        let shard = &mut self.shards[usize::from(owner.0)];
+        shard.handle_command(now, Command::Apply { session, plan: Box::new(plan) });
+        for other in &others {
+            // Commands of all owners: a track exists where its publisher lives.
+            let publisher = self.seats[*other].session;
+            let track = TrackId(*other as u64 + 1);
+            shard.handle_command(now, Command::Publish { room: ROOM, session: publisher, track, is_video: false });
+            shard.handle_command(now, Command::Subscribe { room: ROOM, session, track });
+        }
+        self.collect();
+    }
+
+    /// Runs for a stretch of virtual time.
+    pub fn run(&mut self, duration: Duration) {
+        let end = self.now + duration;
+        loop {
+            let next = self.next_event();
+            if next.is_none_or(|at| at > end) {
+                self.now = end;
+                return;
+            }
+            self.now = self.now.max(next.unwrap_or(end));
+            self.act();
+            self.collect();
+        }
+    }
+
+    fn next_event(&mut self) -> Option<Instant> {
+        let anchor = self.anchor;
+        let arrivals = self.net.next_arrival().into_iter();
+        let shards: Vec<Instant> = self.shards.iter_mut().filter_map(Shard::deadline).collect();
+        let peers = self.seats.iter().map(|s| anchor.from_std(s.peer.deadline()));
+        let ticks = self.seats.iter().filter(|_| self.is_talking).map(|s| s.next_tick);
+        arrivals.chain(shards).chain(peers).chain(ticks).min()
+    }
+
+    /// One thing acts.
+    fn act(&mut self) {
+        let now = self.time();
+        if let Some((to, bytes)) = self.net.pop(self.now) {
+            match to {
+                To::Server(at) => {
+                    let (ingress, carrier) = (self.seats[at].ingress, self.seats[at].carrier);
+                    self.give(ingress, carrier, &bytes);
+                }
+                To::Peer(at) => {
+                    let std_now = self.anchor.to_std(self.now);
+                    self.seats[at].peer.receive(std_now, MEDIA, &bytes);
+                }
+            }
+            return;
+        }
+        if let Some(shard) = self.shards.iter_mut().find_map(|s| s.deadline().is_some_and(|d| d <= now.mono).then_some(s)) {
+            return shard.wake(now);
+        }
+        let std_now = self.anchor.to_std(self.now);
+        if let Some(seat) = self.seats.iter_mut().find(|s| self.is_talking && s.next_tick <= now.mono) {
+            seat.next_tick = now.mono + TICK;
+            return seat.peer.speak(std_now);
+        }
+        if let Some(seat) = self.seats.iter_mut().find(|s| s.peer.deadline() <= std_now) {
+            seat.peer.wake(std_now);
+        }
+    }
+
+    /// Hands bytes to the shard whose socket, or which connection, gets them.
+    fn give(&mut self, ingress: WorkerId, carrier: Carrier, bytes: &[u8]) {
+        let now = self.time();
+        let shard = &mut self.shards[usize::from(ingress.0)];
+        let mut buf = shard.pool.take();
+        assert!(buf.fill(bytes), "a packet that fits");
+        self.given += 1;
+        match carrier {
+            Carrier::Udp { .. } => shard.handle_datagram(now, carrier, buf),
+            Carrier::Stream(stream) => shard.handle_frame(now, stream, buf),
+        }
+    }
+
+    /// Carries everything that shards and peers want to send, until nobody wants anything.
+    fn collect(&mut self) {
+        loop {
+            let mut busy = false;
+            for worker in 0..self.shards.len() {
+                for effect in self.shards[worker].take_effects() {
+                    busy = true;
+                    self.carry_out(WorkerId(worker as u8), effect);
+                }
+            }
+            if !busy {
+                break;
+            }
+        }
+        for at in 0..self.seats.len() {
+            for bytes in self.replies(self.seats[at].carrier) {
+                self.net.send(self.now, To::Peer(at), bytes, self.seats[at].peer.way.is_stream());
+            }
+            for bytes in self.seats[at].peer.take_outgoing().into_iter().filter(|_| !self.seats[at].is_silent).collect::<Vec<_>>() {
+                self.net.send(self.now, To::Server(at), bytes, self.seats[at].peer.way.is_stream());
+            }
+        }
+        for shard in &mut self.shards {
+            assert!(shard.egress.datagrams().is_empty(), "every datagram has a receiver");
+        }
+    }
+
+    fn carry_out(&mut self, from: WorkerId, effect: Effect) {
+        let now = self.time();
+        match effect {
+            Effect::Report(report) => self.reports.push(report),
+            Effect::Parcel { to, parcel } => self.shards[usize::from(to.0)].handle_parcel(now, from, parcel),
+            Effect::MoveStream { stream, to, cargo } => {
+                self.shards[usize::from(to.0)].adopt_stream(now, stream, *cargo);
+                for seat in self.seats.iter_mut().filter(|s| s.carrier == Carrier::Stream(stream)) {
+                    seat.ingress = to;
+                }
+            }
+            Effect::CloseStream { .. } => {}
+        }
+    }
+
+    /// What any shard has written for this carrier, taken out.
+    fn replies(&mut self, carrier: Carrier) -> Vec<Vec<u8>> {
+        let mut out = Vec::new();
+        for shard in &mut self.shards {
+            match carrier {
+                Carrier::Udp { .. } => {
+                    let is_ours =
+                        |d: &crate::shard::egress::Datagram| Carrier::Udp { socket: d.socket, local: d.local, remote: d.remote } == carrier;
+                    let ours: Vec<Vec<u8>> =
+                        shard.egress.datagrams().iter().filter(|d| is_ours(d)).map(|d| shard.egress.bytes(d).to_vec()).collect();
+                    shard.egress.forget(is_ours);
+                    out.extend(ours);
+                }
+                Carrier::Stream(stream) => {
+                    let mut bytes = Vec::new();
+                    while shard.has_frames(stream) {
+                        shard.take_frames(stream, 64 * 1024, &mut bytes);
+                    }
+                    let is_relay = self.seats.iter().find(|s| s.carrier == carrier).is_none_or(|s| s.peer.way.is_relay());
+                    let framing = if is_relay { Framing::Turn } else { Framing::Rfc4571 };
+                    while let Some(frame) = framing.next(&bytes).expect("our own framing") {
+                        out.push(bytes[frame.start..frame.end].to_vec());
+                        bytes.drain(..frame.consumed);
+                    }
+                    shard.take_writable();
+                }
+            }
+        }
+        out
+    }
+}

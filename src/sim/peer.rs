@@ -1,0 +1,232 @@
+//! A participant of the simulation: ICE, DTLS, SRTP and SCTP are str0m's, so that our engines cannot agree with a mistake of
+//! their own. What it sends is carried bare, in frames, or through a TURN client that speaks just enough of RFC 8656.
+
+use super::Way;
+use crate::crypto::{HmacSha1, long_term_key};
+use crate::engine::ice::Credentials;
+use crate::wire::stun::{Class, Message, Method, TransactionId, Writer, attr};
+use crate::wire::turn::channel_data;
+use std::net::SocketAddr;
+use std::time::Instant;
+use str0m::change::{SdpAnswer, SdpPendingOffer};
+use str0m::channel::ChannelId;
+use str0m::media::{Direction, MediaKind, Mid, Pt};
+use str0m::net::{Protocol, Receive};
+use str0m::rtp::RtpWrite;
+use str0m::{Candidate, Event, Input, Output, Rtc};
+
+const OPUS: u8 = 111;
+
+pub struct Peer {
+    rtc: Rtc,
+    local: SocketAddr,
+    pub way: Way,
+    relay: Option<RelayClient>,
+    pending: Option<SdpPendingOffer>,
+    voice: Mid,
+    channel: Option<ChannelId>,
+    sequence: u64,
+    outgoing: Vec<Vec<u8>>,
+    deadline: Instant,
+    pub credentials: Option<Credentials>,
+    pub is_connected: bool,
+    /// Sequence numbers of received media, by SSRC, in the order they came.
+    pub heard: Vec<(u32, u64, Vec<u8>)>,
+    pub messages: Vec<Vec<u8>>,
+    offer: String,
+}
+
+impl Peer {
+    pub fn new(now: Instant, local: SocketAddr, way: Way, relay: Option<RelayClient>, others: usize) -> Self {
+        let mut rtc = Rtc::builder().set_rtp_mode(true).clear_codecs().enable_opus(true, false).build(now);
+        rtc.add_local_candidate(Candidate::host(local, "udp").expect("an address"));
+        let mut changes = rtc.sdp_api();
+        let voice = changes.add_media(MediaKind::Audio, Direction::SendOnly, Some("s".into()), Some("t".into()), None);
+        for _ in 1..others {
+            changes.add_media(MediaKind::Audio, Direction::RecvOnly, None, None, None);
+        }
+        changes.add_channel("_reliable".into());
+        let (offer, pending) = changes.apply().expect("there are changes");
+        let offer = offer.to_sdp_string();
+        Self {
+            rtc,
+            local,
+            way,
+            relay,
+            pending: Some(pending),
+            voice,
+            channel: None,
+            sequence: 1000,
+            outgoing: Vec::new(),
+            deadline: now,
+            credentials: None,
+            is_connected: false,
+            heard: Vec::new(),
+            messages: Vec::new(),
+            offer,
+        }
+    }
+
+    pub fn offer(&self) -> String {
+        self.offer.clone()
+    }
+
+    pub fn accept(&mut self, answer: &str) {
+        let answer = SdpAnswer::from_sdp_string(answer).expect("our own answer");
+        let pending = self.pending.take().expect("one answer");
+        self.rtc.sdp_api().accept_answer(pending, answer).expect("an answer to this offer");
+        self.drain();
+    }
+
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    pub fn wake(&mut self, now: Instant) {
+        let _ = self.rtc.handle_input(Input::Timeout(now));
+        self.drain();
+    }
+
+    /// A packet from the server: unwrapped, then given to the peer.
+    pub fn receive(&mut self, now: Instant, from: SocketAddr, bytes: &[u8]) {
+        let payload = match &mut self.relay {
+            Some(relay) => match relay.unwrap(bytes) {
+                Some(payload) => payload,
+                None => return,
+            },
+            None => bytes.to_vec(),
+        };
+        if let Ok(receive) = Receive::new(Protocol::Udp, from, self.local, &payload) {
+            let _ = self.rtc.handle_input(Input::Receive(now, receive));
+        }
+        self.drain();
+    }
+
+    /// Sends one packet of its voice.
+    pub fn speak(&mut self, now: Instant) {
+        if !self.is_connected {
+            return;
+        }
+        self.sequence += 1;
+        let (sequence, time) = (self.sequence, (self.sequence * 960) as u32);
+        let payload = sequence.to_be_bytes().to_vec();
+        if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.voice, None) {
+            stream.write_rtp(RtpWrite::new(Pt::from(OPUS), sequence.into(), time, now, payload));
+        }
+        let _ = self.rtc.handle_input(Input::Timeout(now));
+        self.drain();
+    }
+
+    pub fn send_message(&mut self, bytes: &[u8]) -> bool {
+        let sent = self.channel.and_then(|id| self.rtc.channel(id)).is_some_and(|mut c| c.write(true, bytes).unwrap_or(false));
+        self.drain();
+        sent
+    }
+
+    pub fn take_outgoing(&mut self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut self.outgoing)
+    }
+
+    fn drain(&mut self) {
+        loop {
+            match self.rtc.poll_output() {
+                Ok(Output::Timeout(at)) => {
+                    self.deadline = at;
+                    return;
+                }
+                Ok(Output::Transmit(transmit)) => {
+                    let payload = transmit.contents.to_vec();
+                    self.outgoing.push(match &mut self.relay {
+                        Some(relay) => relay.wrap(transmit.destination, &payload),
+                        None => payload,
+                    });
+                }
+                Ok(Output::Event(event)) => match event {
+                    Event::Connected => self.is_connected = true,
+                    Event::ChannelOpen(id, _) => self.channel = Some(id),
+                    Event::ChannelData(data) => self.messages.push(data.data),
+                    Event::RtpPacket(packet) => self.heard.push((*packet.header.ssrc, *packet.seq_no, packet.payload.to_vec())),
+                    _ => {}
+                },
+                Err(_) => {
+                    self.deadline += std::time::Duration::from_secs(3600);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+/// The client's half of TURN: Allocate with its challenge, a permission, indications both ways.
+pub struct RelayClient {
+    username: String,
+    realm: String,
+    key: HmacSha1,
+    nonce: Option<Vec<u8>>,
+    relayed: Option<SocketAddr>,
+    has_permission: bool,
+    transactions: u8,
+}
+
+impl RelayClient {
+    pub fn new(username: &str, password: &str, realm: &str) -> Self {
+        let key = HmacSha1::new(&long_term_key(username.as_bytes(), realm.as_bytes(), password.as_bytes()));
+        let (username, realm) = (username.to_owned(), realm.to_owned());
+        Self { username, realm, key, nonce: None, relayed: None, has_permission: false, transactions: 0 }
+    }
+
+    pub fn relayed(&self) -> Option<SocketAddr> {
+        self.relayed
+    }
+
+    /// The next request of the way to a permission for `peer`; `None` when it is there.
+    pub fn next_request(&mut self, peer: SocketAddr) -> Option<Vec<u8>> {
+        self.transactions += 1;
+        let id = TransactionId([self.transactions; 12]);
+        let method = if self.relayed.is_none() { Method::Allocate } else { Method::CreatePermission };
+        if self.has_permission {
+            return None;
+        }
+        let mut out = Vec::new();
+        let mut w = Writer::new(&mut out, method, Class::Request, id);
+        match method {
+            Method::Allocate => w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]),
+            _ => w.xor_address(attr::XOR_PEER_ADDRESS, peer),
+        };
+        if let Some(nonce) = &self.nonce {
+            w.attribute(attr::USERNAME, self.username.as_bytes())
+                .attribute(attr::REALM, self.realm.as_bytes())
+                .attribute(attr::NONCE, nonce)
+                .integrity(|b| self.key.sign(&[b]));
+        }
+        Some(out)
+    }
+
+    pub fn take_reply(&mut self, bytes: &[u8]) {
+        let reply = Message::decode(bytes).expect("a STUN answer");
+        match (reply.method, reply.class) {
+            (Method::Allocate, Class::Error) => self.nonce = reply.get(attr::NONCE).map(<[u8]>::to_vec),
+            (Method::Allocate, Class::Success) => {
+                self.relayed = reply.get(attr::XOR_RELAYED_ADDRESS).and_then(|v| reply.xor_address(v));
+            }
+            (Method::CreatePermission, Class::Success) => self.has_permission = true,
+            other => panic!("the relay said {other:?}"),
+        }
+    }
+
+    fn wrap(&mut self, peer: SocketAddr, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        Writer::new(&mut out, Method::Send, Class::Indication, TransactionId([9; 12]))
+            .xor_address(attr::XOR_PEER_ADDRESS, peer)
+            .attribute(attr::DATA, payload);
+        out
+    }
+
+    fn unwrap(&mut self, bytes: &[u8]) -> Option<Vec<u8>> {
+        if let Ok((_, range)) = channel_data(bytes) {
+            return Some(bytes[range].to_vec());
+        }
+        let message = Message::decode(bytes).ok()?;
+        message.get(attr::DATA).map(<[u8]>::to_vec)
+    }
+}
