@@ -1,0 +1,97 @@
+//! The real binary on loopback, with ports and state of its own.
+
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+static STARTED: AtomicU32 = AtomicU32::new(0);
+
+pub struct Server {
+    child: Child,
+    pub http: SocketAddr,
+    pub edge: SocketAddr,
+    pub turn: SocketAddr,
+    pub admin: SocketAddr,
+    pub state: PathBuf,
+}
+
+fn free_ports<const N: usize>() -> [u16; N] {
+    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
+    held.map(|l| l.local_addr().expect("bound").port())
+}
+
+impl Server {
+    /// Starts `postern dev` and waits until it is ready.
+    pub fn start(workers: u8) -> Self {
+        let [http, edge, media, turn, admin] = free_ports();
+        let nth = STARTED.fetch_add(1, Ordering::Relaxed);
+        let state = std::env::temp_dir().join(format!("postern-test-{}-{nth}", std::process::id()));
+        let flags = [("--port", http), ("--edge-port", edge), ("--media-port", media), ("--turn-port", turn), ("--admin-port", admin)];
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+        command.arg("dev").args(["--workers", &workers.to_string()]);
+        for (flag, port) in flags {
+            command.args([flag, &port.to_string()]);
+        }
+        let child = command.env("XDG_STATE_HOME", &state).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let server = Self { child, http: at(http), edge: at(edge), turn: at(turn), admin: at(admin), state };
+        within(Duration::from_secs(20), "the server is ready", || {
+            TcpStream::connect(server.admin).is_ok() && server.get(server.admin, "/readyz", "").starts_with("HTTP/1.1 200")
+        });
+        server
+    }
+
+    /// One HTTP request; the whole answer as text.
+    pub fn get(&self, to: SocketAddr, path: &str, headers: &str) -> String {
+        let mut stream = TcpStream::connect(to).expect("a connection");
+        stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {to}\r\nConnection: close\r\n{headers}\r\n").expect("written");
+        let mut text = String::new();
+        stream.read_to_string(&mut text).expect("an answer");
+        text
+    }
+
+    /// One number of /metrics, by its name with labels.
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = self.get(self.admin, "/metrics", "");
+        let line = text.lines().find_map(|l| l.strip_prefix(name)).unwrap_or_else(|| panic!("{name} is not in\n{text}"));
+        line.trim().parse().expect("a number")
+    }
+
+    /// A TLS client that trusts the server's own authority.
+    pub fn tls(&self, alpn: &[&[u8]]) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+        use rustls::pki_types::pem::PemObject;
+        let ca = rustls::pki_types::CertificateDer::from_pem_file(self.state.join("postern/ca.pem")).expect("the authority");
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca).expect("a certificate");
+        let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let mut config = builder.with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        let name = "localhost".try_into().expect("a name");
+        let session = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("a session");
+        let tcp = TcpStream::connect(self.edge).expect("a connection");
+        tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+        rustls::StreamOwned::new(session, tcp)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = std::fs::remove_dir_all(&self.state);
+    }
+}
+
+/// Looks again and again until `condition` holds.
+pub fn within(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !condition() {
+        assert!(start.elapsed() < deadline, "did not happen within {deadline:?}: {what}");
+        std::thread::park_timeout(Duration::from_millis(50));
+    }
+}

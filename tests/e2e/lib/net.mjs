@@ -1,0 +1,115 @@
+// A network of its own for one test run: namespaces with the pid in their name, a router with a real firewall.
+//
+//   office 10.99.1.2 ── 10.99.1.1 ┐
+//                                 router ── 192.0.2.1 server
+//   home   10.99.3.2 ── 10.99.3.1 ┘
+//
+// The office lies behind the firewall, the home does not. The server has a public address (of the documentation range):
+// Chromium refuses candidates on port 443 of a private one.
+
+import { execFileSync, spawn } from "node:child_process";
+import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+export const SERVER = "192.0.2.1";
+export const DOMAIN = "postern.test";
+export const PROXY = "10.99.1.1:8888";
+
+const run = (command, ...args) => execFileSync(command, args, { encoding: "utf8", stdio: ["pipe", "pipe", "pipe"] });
+
+// The rules that a bank's middlebox comes down to. Replies pass; what the office opens is looked at.
+const OFFICE = {
+  open: "accept",
+  // Any TCP on 443.
+  port: "ct direction reply accept\n tcp dport 443 accept",
+  // TCP on 443 whose first byte is that of a TLS handshake, and nothing else.
+  tls: `ct direction reply accept
+ tcp dport 443 tcp flags & (syn|ack|rst|fin) == syn accept
+ tcp dport 443 ct mark 1 accept
+ tcp dport 443 @ih,0,8 0x16 ct mark set 1 accept
+ tcp dport 443 meta length < 80 tcp flags & (psh) == 0 accept`,
+  // Nothing: the way out is a proxy on the router.
+  closed: "ct direction reply accept",
+};
+
+export class Lab {
+  constructor() {
+    const id = process.pid;
+    this.names = { office: `po${id}`, home: `ph${id}`, router: `pr${id}`, server: `ps${id}` };
+    this.dir = mkdtempSync(join(tmpdir(), `postern-e2e-${id}-`));
+    this.processes = new Set();
+    process.once("exit", () => this.close());
+    for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
+    const { office, home, router, server } = this.names;
+    for (const name of [office, home, router, server]) {
+      mkdirSync(`/etc/netns/${name}`, { recursive: true });
+      writeFileSync(`/etc/netns/${name}/hosts`, `127.0.0.1 localhost\n${SERVER} ${DOMAIN}\n`);
+      writeFileSync(`/etc/netns/${name}/resolv.conf`, "nameserver 127.0.0.1\n");
+      run("ip", "netns", "add", name);
+      this.in(name, "ip", "link", "set", "lo", "up");
+    }
+    const links = [[office, "office", "10.99.1.2", "10.99.1.1"], [server, "server", SERVER, "192.0.2.2"], [home, "home", "10.99.3.2", "10.99.3.1"]];
+    for (const [name, device, host, gateway] of links) {
+      run("ip", "link", "add", device, "netns", router, "type", "veth", "peer", "name", "eth0", "netns", name);
+      this.in(name, "ip", "addr", "add", `${host}/24`, "dev", "eth0");
+      this.in(router, "ip", "addr", "add", `${gateway}/24`, "dev", device);
+      this.in(name, "ip", "link", "set", "eth0", "up");
+      this.in(router, "ip", "link", "set", device, "up");
+      this.in(name, "ip", "route", "add", "default", "via", gateway);
+    }
+    this.in(router, "sysctl", "-qw", "net.ipv4.ip_forward=1");
+    this.firewall("open");
+  }
+
+  /** Runs a command in a namespace and returns what it prints. */
+  in(name, ...command) {
+    return run("ip", "netns", "exec", name, ...command);
+  }
+
+  /** Starts a long-running command in a namespace. */
+  spawn(name, command, args, options = {}) {
+    const child = spawn("ip", ["netns", "exec", name, command, ...args], { stdio: ["ignore", "pipe", "pipe"], ...options });
+    this.processes.add(child);
+    child.once("exit", () => this.processes.delete(child));
+    return child;
+  }
+
+  /** What the office may reach: "open", "port", "tls" or "closed". */
+  firewall(kind) {
+    const rules = `table inet postern
+delete table inet postern
+table inet postern {
+ chain pass {
+ type filter hook forward priority 0; policy drop;
+ iifname { "home", "server" } oifname { "home", "server" } accept
+ ${OFFICE[kind]}
+ meta l4proto tcp reject with tcp reset
+ }
+}`;
+    const file = join(this.dir, "rules.nft");
+    writeFileSync(file, rules);
+    this.in(this.names.router, "nft", "-f", file);
+  }
+
+  /** An executable that starts Chromium or another program inside a namespace. */
+  wrapper(name, program) {
+    const file = join(this.dir, `${name}-${program.split("/").at(-1)}`);
+    writeFileSync(file, `#!/bin/sh\nexec ip netns exec ${name} ${program} "$@"\n`, { mode: 0o755 });
+    return file;
+  }
+
+  close() {
+    if (this.closed) return;
+    this.closed = true;
+    for (const child of this.processes) child.kill("SIGKILL");
+    for (const name of Object.values(this.names)) {
+      try {
+        for (const pid of run("ip", "netns", "pids", name).split(/\s+/).filter(Boolean)) process.kill(Number(pid), "SIGKILL");
+      } catch { /* gone already */ }
+      try { run("ip", "netns", "del", name); } catch { /* gone already */ }
+      rmSync(`/etc/netns/${name}`, { recursive: true, force: true });
+    }
+    rmSync(this.dir, { recursive: true, force: true });
+  }
+}

@@ -1,0 +1,256 @@
+//! The one TCP port of the real binary: what speaks what, who is closed, who is redirected; and the relay by the `turn` crate
+//! as an independent client over UDP, TCP and TLS.
+#![allow(clippy::disallowed_methods, reason = "tests at the rim look at the clock")]
+
+mod common;
+
+use async_trait::async_trait;
+use common::{Server, within};
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use webrtc_util::conn::Conn;
+
+#[test]
+fn http_is_served_however_tls_was_opened() {
+    let server = Server::start(2);
+    // With ALPN the control plane handshakes; without it a worker does and hands the open session over.
+    for alpn in [&[b"http/1.1".as_slice()][..], &[]] {
+        for _ in 0..4 {
+            let mut stream = server.tls(alpn);
+            stream.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+            let mut text = String::new();
+            let _ = stream.read_to_string(&mut text);
+            assert!(text.starts_with("HTTP/1.1 200"), "{alpn:?}: {text}");
+        }
+    }
+    let plain = server.get(server.edge, "/x?y=1", "");
+    assert!(plain.starts_with("HTTP/1.1 308"), "{plain}");
+    assert!(plain.contains(&format!("location: https://127.0.0.1:{}/x?y=1", server.edge.port())), "{plain}");
+}
+
+#[test]
+fn slow_and_silent_openers_are_closed_and_bounded() {
+    let server = Server::start(1);
+    let start = Instant::now();
+    let mut silent = TcpStream::connect(server.edge).expect("a connection");
+    let mut slow = TcpStream::connect(server.edge).expect("a connection");
+    slow.write_all(&[0x16]).expect("written");
+    let mut hello = TcpStream::connect(server.edge).expect("a connection");
+    hello.write_all(&[0x16, 3, 1, 2, 0, 1]).expect("written");
+    let mut wrong = TcpStream::connect(server.turn).expect("a connection");
+    wrong.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("written");
+    for (name, stream) in
+        [("silent", &mut silent), ("slow", &mut slow), ("half a hello", &mut hello), ("HTTP on the TURN port", &mut wrong)]
+    {
+        stream.set_read_timeout(Some(Duration::from_secs(15))).expect("a timeout");
+        let end = stream.read(&mut [0; 16]);
+        assert!(matches!(end, Ok(0)) || end.is_err_and(|e| e.kind() == std::io::ErrorKind::ConnectionReset), "{name}");
+    }
+    assert!(start.elapsed() < Duration::from_secs(12));
+    assert_eq!(server.metric("postern_connection_refusals_total{reason=\"slow_opening\"}"), 3);
+    // One address may have 64 that have not told what they are.
+    let crowd: Vec<TcpStream> = (0..80).map(|_| TcpStream::connect(server.edge).expect("a connection")).collect();
+    within(Duration::from_secs(4), "the crowd is cut", || {
+        server.metric("postern_connection_refusals_total{reason=\"half_open_per_address\"}") == 16
+    });
+    drop(crowd);
+    within(Duration::from_secs(5), "others get in again", || server.get(server.http, "/", "").starts_with("HTTP/1.1 200"));
+}
+
+#[test]
+fn refusals_have_a_status_a_sentence_and_cors() {
+    let server = Server::start(1);
+    let upgrade =
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
+    let rows = [
+        ("/", "", 200, "Postern"),
+        ("/rtc", upgrade, 404, "not found"),
+        ("/rtc/validate", "", 404, "not found"),
+        ("/rtc/v1", "", 404, "not found"),
+        ("/rtc/v1/validate", "", 401, "no token"),
+        ("/rtc/v1/validate?access_token=a.b.c", "", 401, "no JWT"),
+        ("/nowhere", "", 404, "not found"),
+    ];
+    for (path, headers, status, words) in rows {
+        let answer = server.get(server.http, path, &format!("Origin: https://app.example\r\n{headers}"));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{path}: {answer}");
+        assert!(answer.contains(words), "{path}: {answer}");
+        assert!(answer.to_lowercase().contains("access-control-allow-origin: *"), "{path}: {answer}");
+    }
+    let token = String::from_utf8(
+        std::process::Command::new(env!("CARGO_BIN_EXE_postern"))
+            .args(["token", "--room", "r", "--identity", "i"])
+            .output()
+            .expect("it runs")
+            .stdout,
+    )
+    .expect("text");
+    let answer = server.get(server.http, &format!("/rtc/v1/validate?access_token={}", token.trim()), "");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("join_request is missing"), "{answer}");
+    let answer = server.get(server.http, &format!("/rtc/v1/validate?access_token={}&join_request=CAASAA==", token.trim()), "");
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("success"), "{answer}");
+}
+
+#[test]
+fn the_binary_is_static() {
+    let elf = std::fs::read(env!("CARGO_BIN_EXE_postern")).expect("the binary");
+    let u16_at = |at: usize| u16::from_le_bytes([elf[at], elf[at + 1]]);
+    let headers_at = u64::from_le_bytes(elf[32..40].try_into().expect("eight bytes")) as usize;
+    let (size, count) = (usize::from(u16_at(54)), usize::from(u16_at(56)));
+    const PT_INTERP: u32 = 3;
+    for i in 0..count {
+        let at = headers_at + i * size;
+        let kind = u32::from_le_bytes(elf[at..at + 4].try_into().expect("four bytes"));
+        assert_ne!(kind, PT_INTERP, "it asks for a dynamic loader");
+    }
+}
+
+// ---- the relay, by somebody else's client ------------------------------------------------------------------------------
+
+/// A stream as the `turn` crate's client wants it: whole messages in and out.
+struct Framed<S>(Arc<Ends<S>>);
+
+struct Ends<S> {
+    reader: Mutex<S>,
+    writer: Mutex<S>,
+    remote: SocketAddr,
+}
+
+impl<S> Framed<S> {
+    fn new(reader: S, writer: S, remote: SocketAddr) -> Arc<Self> {
+        Arc::new(Self(Arc::new(Ends { reader: Mutex::new(reader), writer: Mutex::new(writer), remote })))
+    }
+}
+
+trait Pipe: Read + Write + Send {}
+impl<T: Read + Write + Send> Pipe for T {}
+
+impl<S: Pipe> Ends<S> {
+    fn read_frame(&self, out: &mut [u8]) -> std::io::Result<usize> {
+        let mut reader = self.reader.lock().expect("one reader");
+        reader.read_exact(&mut out[..4])?;
+        let len = usize::from(u16::from_be_bytes([out[2], out[3]]));
+        let (whole, padded) = if out[0] < 4 { (20 + len, 20 + len) } else { (4 + len, 4 + len.next_multiple_of(4)) };
+        reader.read_exact(&mut out[4..padded])?;
+        Ok(whole)
+    }
+}
+
+#[async_trait]
+impl<S: Pipe + 'static> Conn for Framed<S> {
+    async fn connect(&self, _: SocketAddr) -> Result<(), webrtc_util::Error> {
+        Ok(())
+    }
+    async fn recv(&self, buf: &mut [u8]) -> Result<usize, webrtc_util::Error> {
+        self.recv_from(buf).await.map(|(n, _)| n)
+    }
+    async fn recv_from(&self, buf: &mut [u8]) -> Result<(usize, SocketAddr), webrtc_util::Error> {
+        let (this, room) = (Arc::clone(&self.0), buf.len());
+        let read = tokio::task::spawn_blocking(move || {
+            let mut bytes = vec![0; room];
+            this.read_frame(&mut bytes).map(|n| (n, bytes))
+        });
+        let (n, bytes) = read.await.expect("no panic")?;
+        buf[..n].copy_from_slice(&bytes[..n]);
+        Ok((n, self.0.remote))
+    }
+    async fn send(&self, buf: &[u8]) -> Result<usize, webrtc_util::Error> {
+        self.send_to(buf, self.0.remote).await
+    }
+    async fn send_to(&self, buf: &[u8], _: SocketAddr) -> Result<usize, webrtc_util::Error> {
+        self.0.writer.lock().expect("one writer").write_all(buf)?;
+        Ok(buf.len())
+    }
+    fn local_addr(&self) -> Result<SocketAddr, webrtc_util::Error> {
+        Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
+    }
+    fn remote_addr(&self) -> Option<SocketAddr> {
+        Some(self.0.remote)
+    }
+    async fn close(&self) -> Result<(), webrtc_util::Error> {
+        Ok(())
+    }
+    fn as_any(&self) -> &(dyn std::any::Any + Send + Sync) {
+        self
+    }
+}
+
+/// REST credentials of the development server: secret "secret".
+fn credentials() -> (String, String) {
+    use base64::Engine as _;
+    let expires = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_secs() + 600;
+    let username = format!("{expires}:tester");
+    let tag = postern::crypto::HmacSha1::new(b"secret").sign(&[username.as_bytes()]);
+    (username, base64::engine::general_purpose::STANDARD.encode(tag))
+}
+
+async fn allocate_and_be_refused(name: &str, server: SocketAddr, conn: Arc<dyn Conn + Send + Sync>) {
+    let (username, password) = credentials();
+    let config = turn::client::ClientConfig {
+        stun_serv_addr: server.to_string(),
+        turn_serv_addr: server.to_string(),
+        username,
+        password,
+        realm: String::new(),
+        software: String::new(),
+        rto_in_ms: 500,
+        conn,
+        vnet: None,
+    };
+    let client = turn::client::Client::new(config).await.expect(name);
+    client.listen().await.expect(name);
+    let mapped = client.send_binding_request().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert_eq!(mapped.ip().to_string(), "127.0.0.1", "{name}");
+    let relay = client.allocate().await.unwrap_or_else(|e| panic!("{name}: {e}"));
+    assert!((49152..=65535).contains(&relay.local_addr().expect("relayed").port()), "{name}");
+    // The relay talks to the SFU alone: another peer is refused when the client asks for its permission.
+    let refused = relay.send_to(b"x", "198.51.100.7:9".parse().expect("a literal")).await;
+    assert!(refused.is_err_and(|e| e.to_string().contains("403")), "{name}");
+    relay.close().await.expect(name);
+    client.close().await.expect(name);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_turn_crate_allocates_over_udp_tcp_and_tls() {
+    let server = Server::start(2);
+    let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bound");
+    allocate_and_be_refused("udp", server.turn, Arc::new(udp)).await;
+    for port in [server.turn, server.edge] {
+        let tcp = TcpStream::connect(port).expect("a connection");
+        allocate_and_be_refused("tcp", port, Framed::new(tcp.try_clone().expect("a clone"), tcp, port)).await;
+    }
+    let both = Arc::new(Mutex::new(server.tls(&[])));
+    both.lock().expect("ours").sock.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
+    allocate_and_be_refused("tls", server.edge, Framed::new(Shared(Arc::clone(&both)), Shared(both), server.edge)).await;
+    assert_eq!(server.metric("postern_turn_allocations_total{event=\"opened\"}"), 4);
+    within(Duration::from_secs(5), "all allocations end", || server.metric("postern_turn_allocations_total{event=\"closed\"}") == 4);
+    assert!(server.metric("postern_turn_refusals_total{reason=\"403_peer_forbidden\"}") >= 4);
+}
+
+/// One TLS session for a reader and a writer: reads give way every 20 ms.
+struct Shared(Arc<Mutex<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>>);
+
+impl Read for Shared {
+    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            match self.0.lock().expect("ours").read(buf) {
+                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => std::thread::yield_now(),
+                other => return other,
+            }
+        }
+    }
+}
+
+impl Write for Shared {
+    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
+        let mut stream = self.0.lock().expect("ours");
+        let n = stream.write(buf)?;
+        stream.flush()?;
+        Ok(n)
+    }
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.0.lock().expect("ours").flush()
+    }
+}

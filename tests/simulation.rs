@@ -1,0 +1,107 @@
+//! Shards in virtual time, peers of str0m: every way in, every combination of ingress worker and owner, a lossy net.
+#![cfg(feature = "sim")]
+
+use postern::base::id::WorkerId;
+use postern::base::time::Duration;
+use postern::shard::counters::Counter;
+use postern::shard::mail::Report;
+use postern::sim::net::Net;
+use postern::sim::{Arrival, Way, World, check};
+
+fn all_connected(world: &mut World) -> bool {
+    (0..world.len()).all(|at| world.peer(at).is_connected)
+}
+
+#[test]
+fn two_sessions_over_a_lossy_net() {
+    for seed in 0..8 {
+        let mut world = World::new(seed, 1, Net::new(seed, 30, 10, 5..40));
+        let arrival = Arrival { way: Way::Udp, ingress: WorkerId(0), owner: WorkerId(0) };
+        world.join(&[arrival, arrival]);
+        world.run(Duration::from_secs(20));
+        assert!(all_connected(&mut world), "seed {seed}: {:?}", check::drops(&world));
+        assert!(world.peer(0).send_message(&[0x12, 3, 0x12, 1, 7]), "seed {seed}: no channel");
+        world.run(Duration::from_secs(5));
+        for at in 0..2 {
+            let heard = world.peer(at).heard.len();
+            // 50 packets a second and 3 % lost twice.
+            assert!(heard > 800, "seed {seed}: peer {at} heard {heard}; {:?}", check::drops(&world));
+        }
+        assert_eq!(world.peer(1).messages.len(), 1, "seed {seed}");
+        world.is_talking = false;
+        world.run(Duration::from_millis(200));
+        check::conservation(&world);
+        check::continuity(&mut world);
+    }
+}
+
+#[test]
+fn every_way_in_on_every_worker_reaches_every_owner() {
+    for way in Way::ALL {
+        for ingress in [0, 1] {
+            for owner in [0, 1] {
+                let what = format!("{way:?} arriving at {ingress}, owned by {owner}");
+                let mut world = World::new(7, 2, Net::new(7, 0, 0, 5..20));
+                let one = Arrival { way, ingress: WorkerId(ingress), owner: WorkerId(owner) };
+                let other = Arrival { way: Way::Udp, ingress: WorkerId(1 - ingress), owner: WorkerId(owner) };
+                world.join(&[one, other]);
+                world.run(Duration::from_secs(6));
+                assert!(all_connected(&mut world), "{what}: {:?}", check::drops(&world));
+                for at in 0..2 {
+                    let heard = world.peer(at).heard.len();
+                    assert!(heard > 200, "{what}: peer {at} heard {heard}; {:?}", check::drops(&world));
+                }
+                let moved: u64 =
+                    world.shards.iter().map(|s| s.counters.get(Counter::StreamsMoved) + s.counters.get(Counter::AllocationsMoved)).sum();
+                let must_move = ingress != owner && way != Way::Udp;
+                assert_eq!(moved, u64::from(must_move), "{what}: it moves once or not at all");
+                let in_process: u64 = world.shards.iter().map(|s| s.counters.get(Counter::RelayedIn)).sum();
+                assert_eq!(in_process > 0, way.is_relay(), "{what}");
+                world.is_talking = false;
+                world.run(Duration::from_millis(200));
+                check::conservation(&world);
+                check::continuity(&mut world);
+            }
+        }
+    }
+}
+
+#[test]
+fn the_server_is_the_dtls_client_of_those_who_wait() {
+    for seed in 0..4 {
+        let mut world = World::new(seed, 2, Net::new(seed, 20, 10, 5..30));
+        world.peers_are_passive = true;
+        let direct = Arrival { way: Way::Udp, ingress: WorkerId(1), owner: WorkerId(0) };
+        world.join(&[direct, Arrival { way: Way::RelayTcp, ..direct }]);
+        world.run(Duration::from_secs(10));
+        assert!(all_connected(&mut world), "seed {seed}: {:?}", check::drops(&world));
+        for at in 0..2 {
+            let heard = world.peer(at).heard.len();
+            assert!(heard > 300, "seed {seed}: peer {at} heard {heard}; {:?}", check::drops(&world));
+        }
+        world.is_talking = false;
+        world.run(Duration::from_millis(200));
+        check::conservation(&world);
+        check::continuity(&mut world);
+    }
+}
+
+#[test]
+fn who_falls_silent_is_gone_after_fifteen_seconds() {
+    let mut world = World::new(3, 2, Net::new(3, 0, 0, 5..20));
+    let arrival = Arrival { way: Way::Udp, ingress: WorkerId(1), owner: WorkerId(0) };
+    world.join(&[arrival, arrival]);
+    world.run(Duration::from_secs(3));
+    assert!(all_connected(&mut world));
+    world.silence(0);
+    world.run(Duration::from_secs(14));
+    assert!(!ended(&world), "not before its time");
+    world.run(Duration::from_secs(3));
+    assert!(ended(&world), "consent ends");
+    assert_eq!(world.shards.iter().map(|s| s.sessions()).sum::<usize>(), 1);
+    check::conservation(&world);
+}
+
+fn ended(world: &World) -> bool {
+    world.reports.iter().any(|r| matches!(r, Report::Ended { session, .. } if session.0 == 1))
+}
