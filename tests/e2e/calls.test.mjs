@@ -14,6 +14,7 @@ let lab, server, atHome, inOffice;
 
 before(async () => {
   lab = new Lab();
+  await lab.settled();
   server = new Server(lab, { workers: 2 });
   await server.start();
   atHome = await startChromium(lab, server, "home");

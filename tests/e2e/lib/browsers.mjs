@@ -128,22 +128,41 @@ export class Participant {
   constructor(page, name) {
     this.page = page;
     this.name = name;
-    this.errors = [];
-    page.on("pageerror", (error) => this.errors.push(String(error)));
+    this.said = [];
+    const started = performance.now();
+    const say = (what) => this.said.push(`${((performance.now() - started) / 1000).toFixed(2)} s ${what}`);
+    page.on("pageerror", (error) => say(`error: ${error}`));
+    page.on("console", (message) => say(`console: ${message.text()}`));
+    page.on("requestfailed", (request) => say(`failed: ${request.url().split("?")[0]} ${request.failure?.()?.errorText}`));
+    page.on("requestfinished", (request) => say(`loaded: ${request.url().split("?")[0]}`));
+    page.on("crash", () => say("crashed"));
+    page.on("websocket", (socket) => {
+      say("WebSocket made");
+      socket.on("framereceived", ({ payload }) => say(`WebSocket: ${payload.length} bytes received`));
+      socket.on("framesent", ({ payload }) => say(`WebSocket: ${payload.length} bytes sent`));
+      socket.on("socketerror", (error) => say(`WebSocket: ${error}`));
+      socket.on("close", () => say("WebSocket closed"));
+    });
   }
 
   static async join(browser, server, room, name, options = {}) {
     const page = browser.newContext ? await (await browser.newContext()).newPage() : await browser.newPage();
     const one = new Participant(page, name);
-    await page.goto(server.page(room, name, options));
-    await until(`${name} is connected`, 30_000, async () => {
-      const { state, trouble } = await one.ask(() => ({
-        state: window.postern?.room.state,
-        trouble: document.querySelector("#trouble").hidden ? "" : document.querySelector("#trouble").textContent,
-      }));
-      if (trouble) throw new Error(`${name}: ${trouble} ${one.errors}`);
-      return state === "connected";
-    });
+    const logged = server.log.length;
+    try {
+      await page.goto(server.page(room, name, options));
+      await until(`${name} is connected`, 30_000, async () => {
+        const { state, trouble } = await one.ask(() => ({
+          state: window.postern?.room.state,
+          trouble: document.querySelector("#trouble").hidden ? "" : document.querySelector("#trouble").textContent,
+        }));
+        if (trouble) throw new Error(`${name}: ${trouble}`);
+        return state === "connected";
+      });
+    } catch (error) {
+      // What both sides said is all that is left of a race.
+      throw new Error(`${error.message}\n== the page of ${name}\n${one.said.join("\n")}\n== the server\n${server.log.slice(logged)}`);
+    }
     return one;
   }
 

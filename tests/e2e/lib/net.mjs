@@ -11,6 +11,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { mkdirSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { until } from "./until.mjs";
 
 export const SERVER = "192.0.2.1";
 export const DOMAIN = "postern.test";
@@ -47,6 +48,8 @@ export class Lab {
       writeFileSync(`/etc/netns/${name}/hosts`, `127.0.0.1 localhost\n${SERVER} ${DOMAIN}\n`);
       writeFileSync(`/etc/netns/${name}/resolv.conf`, "nameserver 127.0.0.1\n");
       run("ip", "netns", "add", name);
+      // Duplicate address detection would end a second after the links are up: Chromium then aborts what it is loading.
+      this.in(name, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1", "net.ipv6.conf.default.disable_ipv6=1");
       this.in(name, "ip", "link", "set", "lo", "up");
     }
     const links = [[office, "office", "10.99.1.2", "10.99.1.1"], [server, "server", SERVER, "192.0.2.2"], [home, "home", "10.99.3.2", "10.99.3.1"]];
@@ -60,6 +63,12 @@ export class Lab {
     }
     this.in(router, "sysctl", "-qw", "net.ipv4.ip_forward=1");
     this.firewall("open");
+  }
+
+  /** Waits until every link has said that it is up: a browser takes later news of a link for a change of network. */
+  async settled() {
+    const { office, home, server } = this.names;
+    await until("all links are up", 10_000, () => [office, home, server].every((name) => this.in(name, "ip", "-br", "link", "show", "eth0").includes(" UP ")));
   }
 
   /** Runs a command in a namespace and returns what it prints. */
