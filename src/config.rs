@@ -174,6 +174,8 @@ pub struct Limits {
     pub allocations_per_worker: usize,
     /// Packet buffers that each worker keeps ready, 2 KiB each.
     pub packet_buffers_per_worker: usize,
+    /// Memory for packets that may have to be sent again, of all workers together.
+    pub packet_store_bytes: usize,
 }
 
 impl Default for Limits {
@@ -187,6 +189,7 @@ impl Default for Limits {
             half_open_per_address: 64,
             allocations_per_worker: 65_536,
             packet_buffers_per_worker: 1024,
+            packet_store_bytes: 512 * 1024 * 1024,
         }
     }
 }

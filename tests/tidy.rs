@@ -22,7 +22,7 @@ const FLOORS: &[(&str, u8)] = &[
 ];
 
 /// Files of one protocol's family may import each other; different families may not (docs/ARCHITECTURE.md).
-const ENGINE_FAMILIES: &[&[&str]] = &[&["turn", "turn_auth", "relay_table"]];
+const ENGINE_FAMILIES: &[&[&str]] = &[&["turn", "turn_auth", "relay_table"], &["rtp_out", "renumber"]];
 
 /// Longest file, lines with its tests. Each longer one has its reason here.
 const LINES_MAX: usize = 900;

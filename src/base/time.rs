@@ -28,11 +28,20 @@ impl Instant {
         self.0 / 1_000_000
     }
 
+    /// This clock as an NTP timestamp (RFC 3550 §4: any clock will do that all streams share). It begins with
+    /// an arbitrary second, because zero has a meaning in reports.
+    pub const fn as_ntp(self) -> u64 {
+        let secs = self.0 / 1_000_000_000 + NTP_BASE_S;
+        secs << 32 | ((self.0 % 1_000_000_000) << 32) / 1_000_000_000
+    }
+
     /// Time since `earlier`; zero when `earlier` lies ahead.
     pub const fn since(self, earlier: Instant) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }
 }
+
+const NTP_BASE_S: u64 = 1 << 30;
 
 impl Add<Duration> for Instant {
     type Output = Instant;
@@ -52,9 +61,6 @@ impl Sub<Duration> for Instant {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct UnixTime(u64);
 
-/// Seconds from 1900 (NTP, RFC 3550 §4) to 1970.
-const NTP_UNIX_OFFSET_S: u64 = 2_208_988_800;
-
 impl UnixTime {
     pub const fn from_nanos(ns: u64) -> Self {
         Self(ns)
@@ -62,13 +68,6 @@ impl UnixTime {
 
     pub const fn as_secs(self) -> u64 {
         self.0 / 1_000_000_000
-    }
-
-    /// 64-bit NTP timestamp: seconds in the upper half, 2^-32 s in the lower (RFC 3550 §4).
-    pub const fn as_ntp(self) -> u64 {
-        let secs = self.0 / 1_000_000_000 + NTP_UNIX_OFFSET_S;
-        let frac = ((self.0 % 1_000_000_000) << 32) / 1_000_000_000;
-        (secs << 32) | frac
     }
 }
 
@@ -103,9 +102,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ntp_of_the_unix_epoch() {
-        assert_eq!(UnixTime::from_nanos(0).as_ntp() >> 32, NTP_UNIX_OFFSET_S);
-        assert_eq!(UnixTime::from_nanos(500_000_000).as_ntp() as u32, 1 << 31);
+    fn ntp_counts_seconds_above_and_fractions_below() {
+        let zero = Instant::from_nanos(0).as_ntp();
+        assert_ne!(zero >> 32, 0);
+        assert_eq!(Instant::from_millis(2_500).as_ntp() - zero, 2 << 32 | 1 << 31);
     }
 
     #[test]

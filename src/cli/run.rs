@@ -95,6 +95,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         workers: workers as u8,
     });
     let clock = Clock::start();
+    let store_bytes = config.limits.packet_store_bytes;
     let shard = |worker: usize| {
         let config = ShardConfig {
             worker: WorkerId(worker as u8),
@@ -104,6 +105,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
             identity: identity.clone(),
             anchor: clock.anchor(),
             buffers: config.limits.packet_buffers_per_worker,
+            store_bytes: store_bytes / workers,
         };
         let seed = SecretRng::system().u64();
         Shard::new(config, SecretRng::system(), Rng::new(seed))
@@ -111,7 +113,8 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let shards: Vec<Shard> = (0..workers).map(shard).collect();
     let counters: Vec<Counters> = shards.iter().map(|s| s.counters.clone()).collect();
     let buffer_bytes: usize = shards.iter().map(|s| s.pool.bytes_max()).sum();
-    tracing::info!(workers, packet_buffers_mib = buffer_bytes / (1024 * 1024), "memory that is set aside");
+    let mib = |bytes: usize| bytes / (1024 * 1024);
+    tracing::info!(workers, packet_buffers_mib = mib(buffer_bytes), packet_store_mib_max = mib(store_bytes), "memory that is set aside");
 
     let (visitors_in, visitors) = mpsc::channel(VISITORS);
     let (reports_in, reports) = mpsc::unbounded_channel();

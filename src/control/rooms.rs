@@ -7,12 +7,13 @@ use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
 use super::tracks::{
     assign_subscriptions, bind_published, codec_of, is_reserved, is_too_long, kind_named, kind_of, layers_of, publish_codecs, source_named,
-    track_info, uses_of, want, wanted_layer,
+    track_info, uses_of, want, wanted_layer, wanted_temporal,
 };
 use crate::base::id::{RoomId, SessionId, Ssrc, TrackId, WorkerId};
 use crate::crypto::SecretRng;
 use crate::engine::ice::Credentials;
 use crate::engine::turn_auth::{MINTED_LIFETIME_S, Secrets};
+use crate::room::layers::TEMPORAL_ALL;
 use crate::session::End;
 use crate::session::negotiate::{self, Candidates, Local};
 use crate::shard::mail::{Command, Report};
@@ -96,9 +97,11 @@ pub(super) struct Subscription {
     pub(super) kind: Kind,
     pub(super) codec: Option<Codec>,
     pub(super) ssrc: Ssrc,
+    pub(super) rtx: Ssrc,
     pub(super) mid: Option<String>,
     pub(super) enabled: bool,
     pub(super) layer_max: u8,
+    pub(super) temporal_max: u8,
 }
 
 pub(super) struct Participant {
@@ -673,7 +676,8 @@ impl Rooms {
 
     /// Wants a track; it flows once a section is free for it. `false` when there is no such track.
     fn subscribe(&mut self, session: SessionId, track_sid: &str) -> bool {
-        let ssrc = Ssrc(self.secrets.u64() as u32 | 1);
+        let two = self.secrets.u64();
+        let (ssrc, rtx) = (Ssrc(two as u32 | 1), Ssrc((two >> 32) as u32 & !1));
         let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
             let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
@@ -684,7 +688,7 @@ impl Rooms {
         let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
         if can_subscribe && !p.subscriptions.iter().any(|s| s.track == track) {
             let sid = track_sid.to_owned();
-            p.subscriptions.push(Subscription { track, sid, publisher_sid, kind, codec, ssrc, mid: None, enabled: true, layer_max: 2 });
+            p.subscriptions.push(Subscription { track, sid, publisher_sid, kind, codec, ssrc, rtx, mid: None, enabled: true, layer_max: 2, temporal_max: TEMPORAL_ALL });
         }
         true
     }
@@ -728,6 +732,7 @@ impl Rooms {
         for subscription in p.subscriptions.iter_mut().filter(|s| request.track_sids.contains(&s.sid)) {
             subscription.enabled = !request.disabled && request.quality != proto::VideoQuality::Off as i32;
             subscription.layer_max = wanted_layer(request, layers.get(&subscription.sid).map_or(&[], Vec::as_slice));
+            subscription.temporal_max = wanted_temporal(request.fps);
             (self.around.mail)(worker, want(room_id, session, subscription));
         }
     }

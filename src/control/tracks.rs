@@ -3,6 +3,7 @@
 
 use super::rooms::{Participant, Subscription, Track};
 use crate::base::id::{RoomId, SessionId, TrackId};
+use crate::room::layers::{TEMPORAL_ALL, Wanted};
 use crate::session::negotiate::Use;
 use crate::shard::mail::Command;
 use crate::wire::rtp::{Codec, Extension};
@@ -105,6 +106,7 @@ pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
             Some(s) => Use::Send {
                 track: s.track,
                 ssrc: s.ssrc,
+                rtx: s.rtx,
                 codec: s.codec,
                 stream: format!("{}|{}", s.publisher_sid, s.sid),
                 label: s.sid.clone(),
@@ -116,7 +118,8 @@ pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
 }
 
 pub(super) fn want(room: RoomId, session: SessionId, s: &Subscription) -> Command {
-    Command::Want { room, session, track: s.track, enabled: s.enabled, layer_max: s.layer_max }
+    let wanted = Wanted { layer_max: s.layer_max, temporal_max: s.temporal_max };
+    Command::Want { room, session, track: s.track, wanted: s.enabled.then_some(wanted) }
 }
 
 /// The smallest layer that covers the size asked for, else the quality by name.
@@ -126,6 +129,15 @@ pub(super) fn wanted_layer(request: &proto::UpdateTrackSettings, layers: &[proto
         return covering.unwrap_or(proto::VideoQuality::High as i32).clamp(0, 2) as u8;
     }
     request.quality.clamp(0, 2) as u8
+}
+
+/// The temporal layers that a frame rate needs: browsers halve it with each layer, from 30 frames a second.
+pub(super) fn wanted_temporal(fps: u32) -> u8 {
+    match fps {
+        1..=8 => 0,
+        9..=15 => 1,
+        _ => TEMPORAL_ALL,
+    }
 }
 
 pub(super) fn layers_of(info: &proto::TrackInfo) -> Vec<proto::VideoLayer> {

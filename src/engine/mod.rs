@@ -4,6 +4,7 @@
 pub mod dtls;
 pub mod ice;
 pub mod relay_table;
+pub mod renumber;
 pub mod rtp_in;
 pub mod rtp_out;
 pub mod sctp;

@@ -1,10 +1,45 @@
 //! One incoming RTP stream: what arrived, what is missing, when the sender said it was (RFC 3550 §6.4, A.3, A.8).
-//! And [`Arrivals`]: all packets of a transport in the order of its transport-wide numbers, for feedback to the sender.
+//!
+//! Missing packets are asked for (RFC 4585 §6.2.1) after a short wait for reordered ones, then at round trips that grow,
+//! until they come, are too old, or a newer key frame makes them useless; and only while somebody watches the stream.
+//! [`Arrivals`]: all packets of a transport in the order of its transport-wide numbers, for feedback to the sender.
+//! [`SenderClock`]: what the sender's wall clock shows, in ours.
 
 use crate::base::time::{Duration, Instant};
 use crate::wire::rtcp::{ReportBlock, SenderInfo};
 use crate::wire::twcc;
 use std::collections::VecDeque;
+
+/// How long a gap may close by itself before it is asked for.
+const REORDER_GUARD: Duration = Duration::from_millis(10);
+/// First and longest pause between two requests for one packet; in between 1.25 round trips, a quarter more each time.
+const NACK_PAUSE_MIN: Duration = Duration::from_millis(20);
+const NACK_PAUSE_MAX: Duration = Duration::from_millis(400);
+const NACK_TRIES_MAX: u8 = 10;
+/// A packet that is later than this is of no use.
+const NACK_AGE_MAX: Duration = Duration::from_secs(1);
+/// More missing packets than this are not repaired one by one: a key frame is cheaper.
+const MISSING_MAX: usize = 500;
+/// Packets behind the newest of which is known whether they came.
+const SEEN: u64 = 1024;
+
+/// What an arrival is to its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival {
+    /// New, with its extended sequence number.
+    New(u64),
+    /// It came before: a retransmission of what was only late, or a probe made of old packets.
+    Duplicate,
+    /// So old that nobody can tell.
+    TooOld,
+}
+
+struct Missing {
+    sequence: u64,
+    since: Instant,
+    due: Instant,
+    tries: u8,
+}
 
 /// Statistics of one SSRC.
 pub struct RtpIn {
@@ -13,12 +48,17 @@ pub struct RtpIn {
     first: u64,
     highest: u64,
     received: u64,
+    repaired: u64,
     expected_before: u64,
     received_before: u64,
     jitter: f64,
     transit: Option<i64>,
     sender_report: Option<(SenderInfo, Instant)>,
-    last_arrival: Instant,
+    seen: [u64; SEEN as usize / 64],
+    is_watched: bool,
+    /// In ascending order.
+    missing: VecDeque<Missing>,
+    has_given_up: bool,
 }
 
 /// Extends 16 bits to 64 by what came before (RFC 3550 A.1).
@@ -28,7 +68,7 @@ pub fn unwrap_sequence(newest: u64, sequence: u16) -> u64 {
 }
 
 impl RtpIn {
-    pub fn new(ssrc: u32, clock_rate: u32, first_sequence: u16, now: Instant) -> Self {
+    pub fn new(ssrc: u32, clock_rate: u32, first_sequence: u16) -> Self {
         // One turn of the sequence space ahead of zero, so that reordering around the start never goes below it.
         let first = 0x1_0000 + u64::from(first_sequence);
         Self {
@@ -37,40 +77,119 @@ impl RtpIn {
             first,
             highest: first,
             received: 0,
+            repaired: 0,
             expected_before: 0,
             received_before: 0,
             jitter: 0.0,
             transit: None,
             sender_report: None,
-            last_arrival: now,
+            seen: [0; SEEN as usize / 64],
+            is_watched: false,
+            missing: VecDeque::new(),
+            has_given_up: false,
         }
     }
 
-    /// Takes note of a packet; its extended sequence number.
-    pub fn arrived(&mut self, now: Instant, sequence: u16, timestamp: u32) -> u64 {
+    /// Takes note of a packet. `is_repaired`: it came as a retransmission, and says nothing about jitter or loss.
+    pub fn arrived(&mut self, now: Instant, sequence: u16, timestamp: u32, is_repaired: bool) -> Arrival {
         let extended = unwrap_sequence(self.highest, sequence);
-        self.highest = self.highest.max(extended);
+        if extended + SEEN <= self.highest {
+            return Arrival::TooOld;
+        }
+        if extended <= self.highest && self.is_seen(extended) {
+            return Arrival::Duplicate;
+        }
+        if extended > self.highest {
+            self.skip_to(now, extended);
+        } else if let Ok(at) = self.missing.binary_search_by_key(&extended, |m| m.sequence) {
+            self.missing.remove(at);
+        }
+        let (word, bit) = place(extended);
+        self.seen[word] |= bit;
         self.first = self.first.min(extended);
+        if is_repaired {
+            self.repaired += 1;
+            return Arrival::New(extended);
+        }
         self.received += 1;
-        self.last_arrival = now;
         let arrival = (u128::from(now.as_micros()) * u128::from(self.clock_rate) / 1_000_000) as u32;
         let transit = i64::from(arrival.wrapping_sub(timestamp) as i32);
         if let Some(before) = self.transit.replace(transit) {
             let d = (transit as i32).wrapping_sub(before as i32).unsigned_abs();
             self.jitter += (f64::from(d) - self.jitter) / 16.0;
         }
-        extended
+        Arrival::New(extended)
     }
 
-    pub fn last_arrival(&self) -> Instant {
-        self.last_arrival
+    fn is_seen(&self, sequence: u64) -> bool {
+        let (word, bit) = place(sequence);
+        self.seen[word] & bit != 0
+    }
+
+    /// A new highest number: what lies between it and the last is missing.
+    fn skip_to(&mut self, now: Instant, sequence: u64) {
+        let skipped = self.highest + 1..sequence;
+        if sequence - self.highest >= SEEN {
+            self.seen.fill(0);
+        } else {
+            for missing in skipped.clone() {
+                let (word, bit) = place(missing);
+                self.seen[word] &= !bit;
+            }
+            let (word, bit) = place(sequence);
+            self.seen[word] &= !bit;
+        }
+        self.highest = sequence;
+        if !self.is_watched {
+            return;
+        }
+        if self.missing.len() as u64 + (skipped.end - skipped.start) > MISSING_MAX as u64 {
+            self.missing.clear();
+            self.has_given_up = true;
+            return;
+        }
+        self.missing.extend(skipped.map(|sequence| Missing { sequence, since: now, due: now + REORDER_GUARD, tries: 0 }));
+    }
+
+    /// Whether somebody hears or awaits this stream: nothing is repaired that nobody watches.
+    pub fn set_watched(&mut self, is_watched: bool) {
+        self.is_watched = is_watched;
+        if !is_watched {
+            self.missing.clear();
+        }
+    }
+
+    /// A key frame begins at `sequence`: what was missing before it is of no use any more.
+    pub fn key_frame(&mut self, sequence: u64) {
+        while self.missing.front().is_some_and(|m| m.sequence < sequence) {
+            self.missing.pop_front();
+        }
+    }
+
+    /// Appends the numbers that are to be asked for now. `true` when a key frame should be asked for instead: too much is
+    /// missing, or what is missing did not come.
+    pub fn nacks(&mut self, now: Instant, rtt: Duration, out: &mut Vec<u16>) -> bool {
+        let before = self.missing.len();
+        self.missing.retain(|m| m.tries < NACK_TRIES_MAX && now.since(m.since) < NACK_AGE_MAX);
+        let has_given_up = std::mem::take(&mut self.has_given_up) || self.missing.len() < before;
+        for missing in self.missing.iter_mut().filter(|m| m.due <= now) {
+            let pause = (rtt * 5 / 4).mul_f64(1.25f64.powi(i32::from(missing.tries))).clamp(NACK_PAUSE_MIN, NACK_PAUSE_MAX);
+            missing.tries += 1;
+            missing.due = now + pause;
+            out.push(missing.sequence as u16);
+        }
+        has_given_up
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.missing.iter().map(|m| m.due).min()
     }
 
     pub fn sender_report(&mut self, now: Instant, info: SenderInfo) {
         self.sender_report = Some((info, now));
     }
 
-    /// The sender's clock at an RTP timestamp, NTP format; `None` before its first report.
+    /// The sender's own clock at an RTP timestamp, NTP format; `None` before its first report.
     pub fn ntp_at(&self, timestamp: u32) -> Option<u64> {
         let (info, _) = self.sender_report?;
         let ticks = i64::from(timestamp.wrapping_sub(info.rtp) as i32);
@@ -101,6 +220,35 @@ impl RtpIn {
             last_sr,
             delay_since_last_sr: delay,
         }
+    }
+}
+
+fn place(sequence: u64) -> (usize, u64) {
+    ((sequence % SEEN / 64) as usize, 1 << (sequence % 64))
+}
+
+/// How far the clock of a publisher is from ours: the least delay between its stamps and our reading over some time. One
+/// for all its tracks, so that they stay in sync; all publishers end up on one clock.
+#[derive(Default)]
+pub struct SenderClock {
+    /// Ours minus theirs, NTP units, newest last.
+    offsets: VecDeque<i64>,
+}
+
+/// Reports that the least delay is taken from: some ten seconds of three streams.
+const OFFSETS_MAX: usize = 32;
+
+impl SenderClock {
+    pub fn report(&mut self, ours: u64, theirs: u64) {
+        if self.offsets.len() == OFFSETS_MAX {
+            self.offsets.pop_front();
+        }
+        self.offsets.push_back(ours.wrapping_sub(theirs) as i64);
+    }
+
+    /// A stamp of theirs on our clock.
+    pub fn to_ours(&self, theirs: u64) -> Option<u64> {
+        Some(theirs.wrapping_add(*self.offsets.iter().min()? as u64))
     }
 }
 
@@ -171,9 +319,9 @@ mod tests {
 
     #[test]
     fn loss_is_counted_over_the_wrap() {
-        let mut stream = RtpIn::new(1, 90_000, 65_534, Instant::from_millis(0));
+        let mut stream = RtpIn::new(1, 90_000, 65_534);
         for (i, sequence) in [65_534u16, 65_535, 1, 2, 0, 5].into_iter().enumerate() {
-            stream.arrived(Instant::from_millis(i as u64 * 10), sequence, i as u32 * 900);
+            stream.arrived(Instant::from_millis(i as u64 * 10), sequence, i as u32 * 900, false);
         }
         let report = stream.report(Instant::from_millis(100));
         assert_eq!((report.cumulative_lost, report.fraction_lost, report.highest_sequence), (2, 64, 0x1_0005));
@@ -182,8 +330,52 @@ mod tests {
     }
 
     #[test]
+    fn what_is_missing_is_asked_for_until_it_is_of_no_use() {
+        let mut stream = RtpIn::new(1, 90_000, 10);
+        let ask = |stream: &mut RtpIn, ms: u64| {
+            let mut out = Vec::new();
+            let gives_up = stream.nacks(Instant::from_millis(ms), Duration::from_millis(100), &mut out);
+            (out, gives_up)
+        };
+        let arrive = |stream: &mut RtpIn, ms, sequence| stream.arrived(Instant::from_millis(ms), sequence, 0, false);
+        arrive(&mut stream, 0, 10);
+        arrive(&mut stream, 0, 12);
+        assert_eq!(ask(&mut stream, 50), (vec![], false), "nobody watches");
+        stream.set_watched(true);
+        arrive(&mut stream, 100, 16);
+        assert_eq!(ask(&mut stream, 105), (vec![], false), "it may be late only");
+        assert_eq!(arrive(&mut stream, 106, 14), Arrival::New(0x1_000E));
+        assert_eq!(arrive(&mut stream, 106, 14), Arrival::Duplicate);
+        assert_eq!(stream.deadline(), Some(Instant::from_millis(110)));
+        assert_eq!(ask(&mut stream, 110), (vec![13, 15], false));
+        assert_eq!(ask(&mut stream, 234), (vec![], false), "not before the answer can be there");
+        assert_eq!(ask(&mut stream, 235), (vec![13, 15], false));
+        assert_eq!(stream.arrived(Instant::from_millis(240), 13, 0, true), Arrival::New(0x1_000D));
+        assert_eq!(ask(&mut stream, 400), (vec![15], false));
+        assert_eq!(ask(&mut stream, 1_200), (vec![], true), "a second is too long");
+        assert_eq!(ask(&mut stream, 1_200), (vec![], false), "said once");
+        arrive(&mut stream, 1_300, 20);
+        arrive(&mut stream, 1_300, 22);
+        stream.key_frame(0x1_0014);
+        assert_eq!(ask(&mut stream, 1_310), (vec![21], false), "a key frame makes the older ones useless");
+        arrive(&mut stream, 1_400, 2_000);
+        assert_eq!(ask(&mut stream, 1_400), (vec![], true), "too many");
+        assert_eq!(arrive(&mut stream, 1_400, 900), Arrival::TooOld);
+        assert_eq!(arrive(&mut stream, 1_400, 1_990), Arrival::New(0x1_0000 + 1_990));
+    }
+
+    #[test]
+    fn a_publisher_has_one_clock() {
+        let mut clock = SenderClock::default();
+        assert_eq!(clock.to_ours(5), None);
+        clock.report(1_000, 400);
+        clock.report(2_050, 1_400);
+        assert_eq!(clock.to_ours(2_000), Some(2_600), "the least delay counts");
+    }
+
+    #[test]
     fn a_sender_report_ties_timestamps_to_a_clock() {
-        let mut stream = RtpIn::new(1, 90_000, 0, Instant::from_millis(0));
+        let mut stream = RtpIn::new(1, 90_000, 0);
         assert_eq!(stream.ntp_at(5), None);
         let info = SenderInfo { ssrc: 1, ntp: 10 << 32, rtp: 1_000, packets: 0, octets: 0 };
         stream.sender_report(Instant::from_millis(0), info);

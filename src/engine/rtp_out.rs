@@ -1,30 +1,39 @@
 //! One outgoing RTP stream: numbers and timestamps continuous for one receiver, whatever layer they come from.
 //!
-//! * Sequence: `out = in - first of this source + base - dropped before it`; packets from before a switch are late.
-//! * Timestamp: on a switch by the sender's own clock when both layers have a report, by arrival before that.
-//! * VP8 picture id and TL0PICIDX continue over a switch (RFC 7741 §4.2): a gap would make the receiver wait.
+//! * Sequence: [`Renumber`] closes up over what is taken out, keeps the gaps of what is lost, and finds its way back for
+//!   a retransmission. A switch begins an epoch; what a switch cut off stays visibly incomplete.
+//! * Timestamp: on a switch by the sender's clock when both layers have a report, by arrival before that.
+//! * VP8 picture id and TL0PICIDX continue over a switch and over dropped temporal layers (RFC 7741 §4.2): a gap would
+//!   make the receiver wait.
+//! * Sender reports are ours: all publishers on one clock, so that a publisher's tracks stay in sync.
 
+use super::renumber::{Fate, Renumber};
 use crate::base::time::{Duration, Instant};
 use crate::wire::rtcp::SenderInfo;
-use crate::wire::vp8::Descriptor;
 use std::collections::VecDeque;
 
 /// How much further than the arrival a sender's clock may move a timestamp on a switch.
 const SKEW_MAX: Duration = Duration::from_millis(75);
-/// Dropped packets remembered for late neighbours.
-const DROPPED_MAX: usize = 128;
+/// Retransmissions remembered, so that a second request within a round trip is not answered.
+const RESENT_MAX: usize = 128;
+const FILLED_MAX: usize = 64;
 
 /// What is known about a packet that may go out.
 #[derive(Clone, Copy, Debug)]
 pub struct Input {
     pub now: Instant,
     pub ssrc: u32,
+    pub layer: u8,
     /// Extended by `rtp_in`.
     pub sequence: u64,
     pub timestamp: u32,
-    /// The sender's clock at `timestamp`, NTP format.
+    pub marker: bool,
+    /// Our clock at `timestamp`, NTP format.
     pub ntp: Option<u64>,
-    pub vp8: Option<Descriptor>,
+    /// Extended picture id and TL0PICIDX of VP8.
+    pub picture: Option<(u64, u8)>,
+    /// Spatial layer whose frame ends with this packet, in a stream that carries several.
+    pub ends_spatial: Option<u8>,
 }
 
 /// The numbers that the packet goes out with.
@@ -33,22 +42,45 @@ pub struct Mapped {
     /// Extended sequence number: its low 16 bits go on the wire, all of it is SRTP's index.
     pub index: u64,
     pub timestamp: u32,
+    /// The receiver gets nothing more of this picture.
+    pub marker: bool,
     pub picture_id: u16,
     pub tl0_pic_idx: u8,
 }
 
-#[derive(Default)]
-struct Source {
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Send(Mapped),
+    /// Nothing of it is wanted, but its number is waited for: an empty packet takes it.
+    Fill(Mapped),
+    /// Its place is closed up, or it is from before the stream began or after it switched.
+    Leave,
+}
+
+/// Which packet went out under a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recalled {
+    pub ssrc: u32,
+    pub layer: u8,
+    pub sequence: u64,
+}
+
+#[derive(Clone, Copy)]
+struct Epoch {
     ssrc: u32,
-    first: u64,
-    highest: u64,
-    newest_forgotten: Option<u64>,
-    base: u64,
-    dropped: VecDeque<u64>,
-    dropped_forgotten: u64,
+    layer: u8,
+    spatial_max: u8,
     timestamp_offset: u32,
-    picture_id_offset: u16,
     tl0_offset: u8,
+}
+
+impl Mapped {
+    fn new(index: u64, input: &Input, epoch: &Epoch) -> Self {
+        let timestamp = input.timestamp.wrapping_add(epoch.timestamp_offset);
+        let marker = input.marker || input.ends_spatial.is_some_and(|s| s == epoch.spatial_max);
+        Self { index, timestamp, marker, picture_id: 0, tl0_pic_idx: 0 }
+    }
 }
 
 struct Last {
@@ -56,50 +88,86 @@ struct Last {
     timestamp: u32,
     at: Instant,
     ntp: Option<u64>,
-    picture_id: u16,
+    marker: bool,
     tl0_pic_idx: u8,
 }
 
 pub struct RtpOut {
     ssrc: u32,
     clock_rate: u32,
-    source: Option<Source>,
+    numbers: Renumber<Epoch, 32>,
+    pictures: Renumber<u32, 4>,
     last: Option<Last>,
     first_index: u64,
+    /// Retransmissions: their source, their next index, and what was repeated lately.
+    rtx_ssrc: u32,
+    rtx_index: u64,
+    resent: VecDeque<(u64, Instant)>,
+    /// Numbers that empty packets took.
+    filled: VecDeque<u64>,
+    /// Numbers before this went out in a form that cannot be made again.
+    repeatable_from: u64,
     packets: u32,
     octets: u32,
 }
 
 impl RtpOut {
     /// `first_sequence` and everything after it stays below the roll-over that a receiver cannot see coming.
-    pub fn new(ssrc: u32, clock_rate: u32, first_sequence: u16) -> Self {
-        Self { ssrc, clock_rate, source: None, last: None, first_index: u64::from(first_sequence & 0x7FFF), packets: 0, octets: 0 }
+    pub fn new(ssrc: u32, rtx_ssrc: u32, clock_rate: u32, first_sequence: u16) -> Self {
+        Self {
+            ssrc,
+            clock_rate,
+            numbers: Renumber::default(),
+            pictures: Renumber::default(),
+            last: None,
+            first_index: u64::from(first_sequence & 0x7FFF),
+            rtx_ssrc,
+            rtx_index: u64::from(first_sequence.rotate_left(3) & 0x7FFF),
+            resent: VecDeque::new(),
+            filled: VecDeque::new(),
+            repeatable_from: 0,
+            packets: 0,
+            octets: 0,
+        }
     }
 
     pub fn ssrc(&self) -> u32 {
         self.ssrc
     }
 
-    /// Whether this packet is of the stream that goes out now. Two streams never share one range of numbers: that would
-    /// use an SRTP index twice.
-    pub fn follows(&self, input: &Input) -> bool {
-        self.source.as_ref().is_some_and(|s| s.ssrc == input.ssrc)
+    pub fn rtx_ssrc(&self) -> u32 {
+        self.rtx_ssrc
     }
 
-    /// The next packet comes from another stream: continue from what went out last.
-    pub fn switch(&mut self, input: &Input) {
-        let mut source = Source { ssrc: input.ssrc, first: input.sequence, base: self.first_index, ..Source::default() };
+    /// Whether this packet is of the stream that goes out now.
+    pub fn follows(&self, input: &Input) -> bool {
+        self.numbers.current().is_some_and(|e| e.ssrc == input.ssrc)
+    }
+
+    /// The next packet comes from another stream, or from the same after a pause: continue from what went out last.
+    pub fn switch(&mut self, input: &Input, spatial_max: u8) {
+        let mut epoch = Epoch { ssrc: input.ssrc, layer: input.layer, spatial_max, timestamp_offset: 0, tl0_offset: 0 };
         if let Some(last) = &self.last {
-            source.base = last.index + 1;
-            let timestamp = last.timestamp.wrapping_add(self.elapsed_ticks(last, input));
-            source.timestamp_offset = timestamp.wrapping_sub(input.timestamp);
-            if let Some(d) = input.vp8 {
-                let id = d.picture_id.map_or(0, |id| id.value);
-                source.picture_id_offset = last.picture_id.wrapping_add(1).wrapping_sub(id);
-                source.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(d.tl0_pic_idx.unwrap_or(0));
+            if !last.marker {
+                // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
+                self.numbers.leave_gap();
             }
+            let timestamp = last.timestamp.wrapping_add(self.elapsed_ticks(last, input));
+            epoch.timestamp_offset = timestamp.wrapping_sub(input.timestamp);
+            let tl0 = input.picture.map_or(0, |(_, tl0)| tl0);
+            epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(tl0);
         }
-        self.source = Some(source);
+        self.numbers.switch(input.sequence, epoch);
+        if let Some((picture, _)) = input.picture {
+            self.pictures.switch(picture, input.ssrc);
+        }
+    }
+
+    /// From this packet on spatial layers up to `spatial_max` pass: the last packet of a picture may be another.
+    pub fn limit_spatial(&mut self, input: &Input, spatial_max: u8) {
+        if let Some(epoch) = self.numbers.current().copied().filter(|e| e.spatial_max != spatial_max) {
+            self.numbers.split(input.sequence, Epoch { spatial_max, ..epoch });
+        }
     }
 
     /// RTP ticks between the last packet out and this one; never zero, or two frames would share a timestamp.
@@ -118,186 +186,311 @@ impl RtpOut {
         (ticks as u32).max(1)
     }
 
-    /// This packet of the current source stays here; what follows closes up. One that comes late leaves a gap: what came
-    /// after it has its number already.
-    pub fn skip(&mut self, sequence: u64) {
-        if let Some(source) = &mut self.source
-            && sequence >= source.first
-            && sequence > source.highest
-        {
-            source.dropped.push_back(sequence);
-            if source.dropped.len() > DROPPED_MAX {
-                source.newest_forgotten = source.dropped.pop_front();
-                source.dropped_forgotten += 1;
-            }
+    /// This packet carries nothing for the receiver, and what follows closes up. `with_picture`: nor does any other of its
+    /// frame. One that comes late is filled in, because what came after it has its number already.
+    pub fn skip(&mut self, input: &Input, with_picture: bool) -> Verdict {
+        if let Some((picture, _)) = input.picture.filter(|_| with_picture) {
+            self.pictures.drop(picture, |ssrc| *ssrc == input.ssrc);
         }
+        if self.numbers.drop(input.sequence, |e| e.ssrc == input.ssrc) {
+            return Verdict::Leave;
+        }
+        let Some((Fate::Out(out), epoch)) = self.numbers.take(input.sequence, |e| e.ssrc == input.ssrc) else {
+            return Verdict::Leave;
+        };
+        let mapped = Mapped::new(self.first_index + out, input, epoch);
+        self.fill(mapped)
     }
 
-    /// The numbers for a packet of the current source; `None` when it is from before the switch.
-    pub fn map(&mut self, input: &Input, payload_len: usize) -> Option<Mapped> {
-        let source = self.source.as_mut()?;
-        if source.newest_forgotten.is_some_and(|s| input.sequence <= s) {
-            return None;
+    /// An empty packet takes the number, and takes it again when that is asked for: one number, one content.
+    fn fill(&mut self, mapped: Mapped) -> Verdict {
+        if !self.filled.contains(&mapped.index) {
+            if self.filled.len() == FILLED_MAX
+                && let Some(forgotten) = self.filled.pop_front()
+            {
+                self.repeatable_from = self.repeatable_from.max(forgotten + 1);
+            }
+            self.filled.push_back(mapped.index);
         }
-        source.highest = source.highest.max(input.sequence);
-        let dropped = source.dropped_forgotten + source.dropped.iter().filter(|s| **s < input.sequence).count() as u64;
-        let index = (source.base + input.sequence.checked_sub(source.first)?).checked_sub(dropped)?;
-        let descriptor = input.vp8.unwrap_or_default();
-        let picture_id = descriptor.picture_id.map_or(0, |id| id.value).wrapping_add(source.picture_id_offset) & 0x7FFF;
-        let mapped = Mapped {
-            index,
-            timestamp: input.timestamp.wrapping_add(source.timestamp_offset),
-            picture_id,
-            tl0_pic_idx: descriptor.tl0_pic_idx.unwrap_or(0).wrapping_add(source.tl0_offset),
+        Verdict::Fill(mapped)
+    }
+
+    /// The numbers for a packet of the current source, or for a late one of an earlier source.
+    pub fn map(&mut self, input: &Input) -> Verdict {
+        let Some((Fate::Out(out), epoch)) = self.numbers.take(input.sequence, |e| e.ssrc == input.ssrc) else {
+            return Verdict::Leave;
         };
-        if self.last.as_ref().is_none_or(|last| index > last.index) {
+        let mut mapped = Mapped::new(self.first_index + out, input, epoch);
+        let tl0_offset = epoch.tl0_offset;
+        if self.filled.contains(&mapped.index) {
+            return Verdict::Fill(mapped);
+        }
+        if let Some((picture, tl0)) = input.picture {
+            mapped.tl0_pic_idx = tl0.wrapping_add(tl0_offset);
+            match self.pictures.take(picture, |ssrc| *ssrc == input.ssrc) {
+                Some((Fate::Out(picture), _)) => mapped.picture_id = (picture & 0x7FFF) as u16,
+                // The rest of its frame was taken out.
+                Some((Fate::Dropped, _)) => return self.fill(mapped),
+                None => return Verdict::Leave,
+            }
+        }
+        if self.last.as_ref().is_none_or(|last| mapped.index > last.index) {
             self.last = Some(Last {
-                index,
+                index: mapped.index,
                 timestamp: mapped.timestamp,
                 at: input.now,
                 ntp: input.ntp,
-                picture_id,
+                marker: mapped.marker,
                 tl0_pic_idx: mapped.tl0_pic_idx,
             });
         }
-        self.packets = self.packets.wrapping_add(1);
-        self.octets = self.octets.wrapping_add(payload_len as u32);
-        Some(mapped)
+        Verdict::Send(mapped)
     }
 
-    /// The sender's report in this receiver's timestamps. Its clock passes unchanged, so that all tracks of one
-    /// publisher stay in sync with each other.
-    pub fn sender_report(&self, theirs: &SenderInfo) -> Option<SenderInfo> {
-        let source = self.source.as_ref()?;
-        self.last.as_ref()?;
-        Some(SenderInfo {
-            ssrc: self.ssrc,
-            ntp: theirs.ntp,
-            rtp: theirs.rtp.wrapping_add(source.timestamp_offset),
-            packets: self.packets,
-            octets: self.octets,
-        })
+    /// A packet went out: for the sender reports.
+    pub fn sent(&mut self, payload_len: usize) {
+        self.packets = self.packets.wrapping_add(1);
+        self.octets = self.octets.wrapping_add(payload_len as u32);
+    }
+
+    /// What went out as `sequence`, when it may be sent again now: not twice within a round trip.
+    pub fn recall(&mut self, now: Instant, sequence: u16, rtt: Duration) -> Option<Recalled> {
+        let newest = self.last.as_ref()?.index;
+        let index = newest.checked_add_signed(i64::from(sequence.wrapping_sub(newest as u16) as i16))?;
+        if index < self.repeatable_from.max(self.first_index) {
+            return None;
+        }
+        let (epoch, sequence) = self.numbers.find(index - self.first_index)?;
+        let recalled = Recalled { ssrc: epoch.ssrc, layer: epoch.layer, sequence };
+        let again_after = (rtt * 9 / 10).max(Duration::from_millis(5));
+        if self.resent.iter().any(|(i, at)| *i == index && now.since(*at) < again_after) {
+            return None;
+        }
+        if self.resent.len() == RESENT_MAX {
+            self.resent.pop_front();
+        }
+        self.resent.push_back((index, now));
+        Some(recalled)
+    }
+
+    /// The index of the next packet on the source of retransmissions.
+    pub fn next_rtx(&mut self) -> u64 {
+        self.rtx_index += 1;
+        self.rtx_index
+    }
+
+    /// From here on packets look different: what went out cannot be made again as it was.
+    pub fn change_form(&mut self) {
+        self.repeatable_from = self.last.as_ref().map_or(0, |last| last.index + 1);
+    }
+
+    /// A report of what went out, at `ntp` on our clock; `None` until a packet with a known time went out.
+    pub fn sender_report(&self, ntp: u64) -> Option<SenderInfo> {
+        let last = self.last.as_ref()?;
+        let since = i128::from(ntp.wrapping_sub(last.ntp?) as i64);
+        let ticks = (since * i128::from(self.clock_rate)) >> 32;
+        let rtp = last.timestamp.wrapping_add(ticks as u32);
+        Some(SenderInfo { ssrc: self.ssrc, ntp, rtp, packets: self.packets, octets: self.octets })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     fn input(ms: u64, sequence: u64, timestamp: u32) -> Input {
-        Input { now: Instant::from_millis(ms), ssrc: 5, sequence, timestamp, ntp: None, vp8: None }
+        Input { now: Instant::from_millis(ms), ssrc: 5, layer: 0, sequence, timestamp, marker: true, ntp: None, picture: None, ends_spatial: None }
     }
 
-    fn vp8(picture_id: u16, tl0: u8) -> Option<Descriptor> {
-        let [high, low] = picture_id.to_be_bytes();
-        Descriptor::read(&[0x90, 0xC0, 0x80 | high, low, tl0, 0])
+    fn sent(verdict: Verdict) -> Option<Mapped> {
+        if let Verdict::Send(mapped) = verdict { Some(mapped) } else { None }
+    }
+
+    fn out() -> RtpOut {
+        RtpOut::new(1, 2, 90_000, 100)
     }
 
     #[test]
     fn numbers_in_and_out() {
-        // (action, sequence in, sequence out)
+        // (action, source, sequence in, sequence out)
         enum Do {
             Switch,
             Map,
             Skip,
         }
         use Do::{Map, Skip, Switch};
-        let rows: &[(&str, Do, u64, Option<u64>)] = &[
-            ("the first packet starts where we start", Switch, 1_000, Some(100)),
-            ("the next follows", Map, 1_001, Some(101)),
-            ("a gap stays a gap", Map, 1_004, Some(104)),
-            ("a late one falls into it", Map, 1_002, Some(102)),
-            ("padding is taken out", Skip, 1_005, None),
-            ("and the next closes up", Map, 1_006, Some(105)),
-            ("one before the padding keeps its place", Map, 1_003, Some(103)),
-            ("padding that comes late moves nothing", Skip, 1_002, None),
-            ("so no number is used twice", Map, 1_007, Some(106)),
-            ("another layer continues", Switch, 70_000, Some(107)),
-            ("and goes on", Map, 70_001, Some(108)),
-            ("what was before the switch is late", Map, 69_999, None),
+        let rows: &[(&str, Do, u32, u64, Option<u64>)] = &[
+            ("the first packet starts where we start", Switch, 5, 1_000, Some(100)),
+            ("the next follows", Map, 5, 1_001, Some(101)),
+            ("a gap stays a gap", Map, 5, 1_004, Some(104)),
+            ("a late one falls into it", Map, 5, 1_002, Some(102)),
+            ("padding is taken out", Skip, 5, 1_005, None),
+            ("and the next closes up", Map, 5, 1_006, Some(105)),
+            ("one before the padding keeps its place", Map, 5, 1_003, Some(103)),
+            ("another layer continues", Switch, 6, 70_000, Some(106)),
+            ("and goes on", Map, 6, 70_001, Some(107)),
+            ("what was before the switch is late", Map, 6, 69_999, None),
+            ("what the old layer sends on is not wanted", Map, 5, 1_007, None),
         ];
-        let mut out = RtpOut::new(1, 90_000, 100);
-        for (name, action, sequence, want) in rows {
-            let packet = input(0, *sequence, 0);
+        let mut out = out();
+        for (name, action, ssrc, sequence, want) in rows {
+            let packet = Input { ssrc: *ssrc, ..input(0, *sequence, 0) };
             let got = match action {
                 Switch => {
-                    out.switch(&packet);
-                    out.map(&packet, 1)
+                    out.switch(&packet, 2);
+                    sent(out.map(&packet))
                 }
-                Map => out.map(&packet, 1),
-                Skip => {
-                    out.skip(*sequence);
-                    None
-                }
+                Map => sent(out.map(&packet)),
+                Skip => sent(out.skip(&packet, false)),
             };
             assert_eq!(got.map(|m| m.index), *want, "{name}");
         }
     }
 
     #[test]
-    fn timestamps_continue_by_arrival_and_by_clock() {
-        let mut out = RtpOut::new(1, 90_000, 0);
-        let first = input(0, 1, 5_000);
-        out.switch(&first);
-        assert_eq!(out.map(&first, 1).expect("current").timestamp, 5_000);
-        let second = input(100, 9, 777);
-        out.switch(&second);
-        assert_eq!(out.map(&second, 1).expect("current").timestamp, 5_000 + 9_000, "100 ms by arrival");
-        // Both ends report: the clock says 40 ms although the packet came after 60.
-        let mut third = Input { ntp: Some(100 << 32), ..input(200, 10, 777 + 9_000) };
-        out.map(&third, 1).expect("current");
-        third = Input { ntp: Some((100 << 32) + (40 << 32) / 1000), ..input(260, 50, 1) };
-        out.switch(&third);
-        let mapped = out.map(&third, 1).expect("current");
-        assert!(mapped.timestamp.abs_diff(5_000 + 18_000 + 3_600) <= 1, "{}", mapped.timestamp);
-        // A clock that runs away is not believed.
-        let fourth = Input { ntp: Some(200 << 32), ..input(270, 90, 1) };
-        out.switch(&fourth);
-        assert_eq!(out.map(&fourth, 1).expect("current").timestamp, mapped.timestamp + 900);
+    fn late_padding_fills_the_number_that_is_waited_for() {
+        let mut out = out();
+        out.switch(&input(0, 10, 0), 2);
+        for sequence in [10, 12] {
+            assert!(sent(out.map(&input(0, sequence, 0))).is_some());
+        }
+        assert!(matches!(out.skip(&input(0, 11, 0), false), Verdict::Fill(Mapped { index: 101, .. })));
+        assert_eq!(sent(out.map(&input(0, 13, 0))).map(|m| m.index), Some(103));
     }
 
     #[test]
-    fn picture_ids_continue_over_a_switch() {
-        let mut out = RtpOut::new(1, 90_000, 0);
-        let first = Input { vp8: vp8(0x7FFF, 255), ..input(0, 1, 0) };
-        out.switch(&first);
-        let a = out.map(&first, 1).expect("current");
-        let second = Input { vp8: vp8(1_234, 7), ..input(50, 900, 0) };
-        out.switch(&second);
-        let b = out.map(&second, 1).expect("current");
-        assert_eq!((a.picture_id, a.tl0_pic_idx), (0x7FFF, 255));
-        assert_eq!((b.picture_id, b.tl0_pic_idx), (0, 0));
+    fn a_frame_that_a_switch_cuts_off_stays_incomplete() {
+        let mut out = out();
+        out.switch(&input(0, 10, 0), 2);
+        out.map(&Input { marker: false, ..input(0, 10, 0) });
+        let other = Input { ssrc: 6, ..input(9, 500, 0) };
+        out.switch(&other, 2);
+        assert_eq!(sent(out.map(&other)).map(|m| m.index), Some(102));
+    }
+
+    #[test]
+    fn timestamps_continue_by_arrival_and_by_clock() {
+        let mut out = out();
+        let first = input(0, 1, 5_000);
+        out.switch(&first, 2);
+        assert_eq!(sent(out.map(&first)).expect("current").timestamp, 5_000);
+        let second = Input { ssrc: 6, ..input(100, 9, 777) };
+        out.switch(&second, 2);
+        assert_eq!(sent(out.map(&second)).expect("current").timestamp, 5_000 + 9_000, "100 ms by arrival");
+        // Both ends report: the clock says 40 ms although the packet came after 60.
+        let mut third = Input { ntp: Some(100 << 32), ssrc: 6, ..input(200, 10, 777 + 9_000) };
+        out.map(&third);
+        third = Input { ntp: Some((100 << 32) + (40 << 32) / 1000), ..input(260, 50, 1) };
+        out.switch(&third, 2);
+        let mapped = sent(out.map(&third)).expect("current");
+        assert!(mapped.timestamp.abs_diff(5_000 + 18_000 + 3_600) <= 1, "{}", mapped.timestamp);
+        // A clock that runs away is not believed.
+        let fourth = Input { ntp: Some(200 << 32), ssrc: 6, ..input(270, 90, 1) };
+        out.switch(&fourth, 2);
+        assert_eq!(sent(out.map(&fourth)).expect("current").timestamp, mapped.timestamp + 900);
+    }
+
+    #[test]
+    fn picture_ids_continue_over_switches_and_dropped_layers() {
+        let mut out = out();
+        let packet = |ssrc, sequence, picture, tl0| Input { ssrc, picture: Some((picture, tl0)), ..input(0, sequence, 0) };
+        let ids = |verdict| sent(verdict).map(|m| (m.picture_id, m.tl0_pic_idx));
+        out.switch(&packet(5, 1, 0x7FFF, 250), 2);
+        assert_eq!(ids(out.map(&packet(5, 1, 0x7FFF, 250))), Some((0, 250)));
+        // A frame of two packets of a temporal layer that is not wanted.
+        assert_eq!(out.skip(&packet(5, 2, 0x8000, 250), true), Verdict::Leave);
+        assert_eq!(out.skip(&packet(5, 3, 0x8000, 250), true), Verdict::Leave);
+        assert_eq!(ids(out.map(&packet(5, 4, 0x8001, 251))), Some((1, 251)));
+        // The next unwanted frame comes apart: its second packet after a wanted one.
+        assert_eq!(out.skip(&packet(5, 5, 0x8002, 251), true), Verdict::Leave);
+        assert_eq!(ids(out.map(&packet(5, 7, 0x8003, 252))), Some((2, 252)));
+        assert!(matches!(out.skip(&packet(5, 6, 0x8002, 251), true), Verdict::Fill(_)));
+        out.switch(&packet(6, 900, 12, 7), 2);
+        assert_eq!(ids(out.map(&packet(6, 900, 12, 7))), Some((3, 253)));
+    }
+
+    #[test]
+    fn what_went_out_is_recalled_but_not_twice_within_a_round_trip() {
+        let mut out = out();
+        out.switch(&input(0, 1_000, 0), 2);
+        for sequence in 1_000..1_010 {
+            out.map(&input(0, sequence, 0));
+        }
+        out.switch(&Input { ssrc: 6, layer: 2, ..input(0, 50, 0) }, 2);
+        out.map(&Input { ssrc: 6, layer: 2, ..input(0, 50, 0) });
+        let rtt = Duration::from_millis(100);
+        let mut recall = |ms, sequence| out.recall(Instant::from_millis(ms), sequence, rtt);
+        assert_eq!(recall(10, 103), Some(Recalled { ssrc: 5, layer: 0, sequence: 1_003 }));
+        assert_eq!(recall(10, 110), Some(Recalled { ssrc: 6, layer: 2, sequence: 50 }));
+        assert_eq!(recall(99, 103), None, "the first answer is on its way");
+        assert!(recall(100, 103).is_some());
+        assert_eq!(recall(100, 111), None, "never sent");
+        assert_eq!(recall(100, 99), None, "before the beginning");
+        out.change_form();
+        assert_eq!(out.recall(Instant::from_millis(300), 104, rtt), None, "it would not be the same packet");
+    }
+
+    #[test]
+    fn the_last_packet_of_the_highest_layer_that_passes_ends_the_picture() {
+        let mut out = out();
+        let packet = |sequence, spatial| Input { marker: spatial == 2, ends_spatial: Some(spatial), ..input(0, sequence, 0) };
+        let ends = |verdict| sent(verdict).map(|m| m.marker);
+        out.switch(&packet(1, 0), 2);
+        for spatial in 0..3 {
+            assert_eq!(ends(out.map(&packet(1 + u64::from(spatial), spatial))), Some(spatial == 2));
+        }
+        out.limit_spatial(&packet(4, 0), 1);
+        assert_eq!(ends(out.map(&packet(4, 0))), Some(false));
+        assert_eq!(ends(out.map(&packet(5, 1))), Some(true));
+        assert_eq!(out.skip(&packet(6, 2), true), Verdict::Leave);
+        assert_eq!(ends(out.map(&packet(2, 1))), Some(false), "again as it was");
+    }
+
+    #[test]
+    fn reports_tie_timestamps_to_our_clock() {
+        let mut out = out();
+        assert_eq!(out.sender_report(7), None);
+        let packet = Input { ntp: Some(10 << 32), ..input(0, 1, 1_000) };
+        out.switch(&packet, 2);
+        out.map(&packet);
+        out.sent(50);
+        let report = out.sender_report((10 << 32) + (1 << 31)).expect("a packet went out");
+        assert_eq!((report.rtp, report.packets, report.octets), (1_000 + 45_000, 1, 50));
     }
 
     /// Whatever goes in, what comes out is continuous: no number twice, no gap that the input did not have.
     #[test]
     fn continuity_over_random_switches() {
-        let mut dice = crate::base::rng::Rng::new(4);
-        let mut out = RtpOut::new(1, 90_000, 0x7FF0);
-        let (mut sequence, mut want, mut last_timestamp) = (100_000u64, 0x7FF0u64, None);
-        for step in 0..20_000u64 {
-            let mut packet = input(step * 10, sequence, dice.next_u64() as u32);
-            if step == 0 || dice.one_in(50) {
-                sequence = 100_000 + dice.below(1_000_000);
-                packet.sequence = sequence;
-                out.switch(&packet);
-                let mapped = out.map(&packet, 10).expect("current");
-                if let Some(last) = last_timestamp {
-                    assert!(mapped.timestamp.wrapping_sub(last) as i32 > 0, "step {step}");
+        for seed in 0..20 {
+            let mut dice = crate::base::rng::Rng::new(seed);
+            let mut out = RtpOut::new(1, 2, 90_000, 0x7FF0);
+            let (mut sequence, mut ssrc, mut picture) = (100_000u64, 5, 500u64);
+            let (mut given, mut last) = (HashSet::new(), None::<Mapped>);
+            for step in 0..5_000u64 {
+                let mut packet = input(step * 10, sequence, dice.next_u64() as u32);
+                if step == 0 || dice.one_in(50) {
+                    (sequence, ssrc, picture) = (100_000 + dice.below(1_000_000), ssrc + 1, dice.below(90_000));
+                    packet = Input { ssrc, sequence, picture: Some((picture, 0)), ..packet };
+                    out.switch(&packet, 2);
+                } else {
+                    picture += 1;
+                    packet = Input { ssrc, timestamp: 0, picture: Some((picture, 0)), ..packet };
+                    if dice.one_in(10) {
+                        assert_eq!(out.skip(&packet, true), Verdict::Leave, "seed {seed} step {step}");
+                        sequence += 1;
+                        continue;
+                    }
                 }
-                last_timestamp = Some(mapped.timestamp);
-                assert_eq!(mapped.index, want, "step {step}");
-                want += 1;
-            } else if dice.one_in(10) {
-                out.skip(sequence);
-            } else {
-                packet.timestamp = 0;
-                let mapped = out.map(&packet, 10).expect("current");
-                last_timestamp = Some(mapped.timestamp);
-                assert_eq!(mapped.index, want, "step {step}");
-                want += 1;
+                let mapped = sent(out.map(&packet)).unwrap_or_else(|| panic!("seed {seed} step {step}"));
+                assert!(given.insert(mapped.index), "seed {seed} step {step}: {} twice", mapped.index);
+                if let Some(before) = last {
+                    assert_eq!(mapped.index, before.index + 1, "seed {seed} step {step}");
+                    assert_eq!(mapped.picture_id, (before.picture_id + 1) & 0x7FFF, "seed {seed} step {step}");
+                }
+                last = Some(mapped);
+                sequence += 1;
             }
-            sequence += 1;
         }
     }
 }

@@ -1,19 +1,37 @@
-//! Which simulcast layer passes to one hearer. Switching up and down happens on the first packet of a key frame.
+//! Which layers of a track pass to one hearer. A simulcast layer is a stream of its own: switching happens on the first
+//! packet of a key frame. Spatial layers of one stream: up on a key frame, down with any picture. Temporal layers: up where
+//! the stream says that nothing is missed, down with any frame.
 
 use crate::wire::rtp::FrameInfo;
 
-/// Simulcast layers of one track: low, medium, high.
+/// Layers of one track: low, medium, high; simulcast streams or spatial layers of one stream.
 pub const LAYERS_MAX: usize = 3;
+/// No temporal layer is too high.
+pub const TEMPORAL_ALL: u8 = 7;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    Forward,
-    /// The hearer's stream continues from this packet's source.
-    Start,
+    /// It passes; `spatial_max` is the highest spatial layer that does.
+    Forward { spatial_max: u8 },
+    /// It passes, and the hearer's stream goes on from this packet's source.
+    Start { spatial_max: u8 },
+    /// A layer of this stream that the hearer does not get: what follows closes up.
+    Skip,
     Drop,
 }
 
-/// The choice of layer for one hearer of one track.
+/// What a hearer has use for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub layer_max: u8,
+    pub temporal_max: u8,
+}
+
+impl Wanted {
+    pub const ALL: Wanted = Wanted { layer_max: LAYERS_MAX as u8 - 1, temporal_max: TEMPORAL_ALL };
+}
+
+/// The choice of layers for one hearer of one track.
 #[derive(Debug)]
 pub enum Selector {
     /// Audio: everything passes.
@@ -21,82 +39,121 @@ pub enum Selector {
         enabled: bool,
         has_started: bool,
     },
-    Video {
-        wanted: Option<u8>,
-        current: Option<u8>,
-        target: Option<u8>,
-    },
+    Video(Video),
+}
+
+#[derive(Debug)]
+pub struct Video {
+    wanted: Option<Wanted>,
+    /// Simulcast stream that passes, and the one that should.
+    current: Option<u8>,
+    target: Option<u8>,
+    /// Highest spatial layer of the stream that passes.
+    spatial: u8,
+    /// The stream is known to carry several.
+    is_layered: bool,
+    temporal: u8,
 }
 
 impl Selector {
     pub fn new(is_video: bool) -> Self {
         if is_video {
-            Self::Video { wanted: Some(LAYERS_MAX as u8 - 1), current: None, target: None }
+            let (spatial, temporal) = (LAYERS_MAX as u8 - 1, TEMPORAL_ALL);
+            Self::Video(Video { wanted: Some(Wanted::ALL), current: None, target: None, spatial, is_layered: false, temporal })
         } else {
             Self::PassThrough { enabled: true, has_started: false }
         }
     }
 
-    /// `None` pauses; else the highest layer that the hearer has use for.
-    pub fn set_wanted(&mut self, layer_max: Option<u8>) {
+    /// `None` pauses.
+    pub fn set_wanted(&mut self, new: Option<Wanted>) {
         match self {
             Self::PassThrough { enabled, has_started } => {
-                *enabled = layer_max.is_some();
+                *enabled = new.is_some();
                 *has_started &= *enabled;
             }
-            Self::Video { wanted, current, target } => {
-                *wanted = layer_max;
-                if layer_max.is_none() {
+            Self::Video(video) => {
+                video.wanted = new;
+                if new.is_none() {
                     // What comes after a pause starts with a picture of its own.
-                    *current = None;
-                    *target = None;
+                    video.current = None;
+                    video.target = None;
                 }
             }
         }
     }
 
-    /// The layer that passes now.
+    /// The stream that passes now.
     pub fn current(&self) -> Option<u8> {
         match self {
             Self::PassThrough { enabled, .. } => enabled.then_some(0),
-            Self::Video { current, .. } => *current,
+            Self::Video(video) => video.current,
         }
     }
 
-    /// The layer whose key frame is missing.
+    /// The stream whose key frame is missing.
     pub fn awaits(&self) -> Option<u8> {
         match self {
             Self::PassThrough { .. } => None,
-            Self::Video { current, target, .. } => target.filter(|t| Some(*t) != *current),
+            Self::Video(video) => video.target.filter(|t| Some(*t) != video.current).or_else(|| {
+                let rises = video.is_layered && video.wanted.is_some_and(|w| w.layer_max > video.spatial);
+                video.current.filter(|_| rises)
+            }),
         }
     }
 
-    /// Decides on one packet. `live` is the set of layers that are being received, bit 0 the lowest.
+    /// Decides on one packet. `live` is the set of streams that are being received, bit 0 the lowest.
     pub fn decide(&mut self, live: u8, layer: u8, frame: FrameInfo) -> Verdict {
         match self {
             Self::PassThrough { enabled: false, .. } => Verdict::Drop,
             Self::PassThrough { has_started, .. } => {
                 if std::mem::replace(has_started, true) {
-                    Verdict::Forward
+                    Verdict::Forward { spatial_max: 0 }
                 } else {
-                    Verdict::Start
+                    Verdict::Start { spatial_max: 0 }
                 }
             }
-            Self::Video { wanted: None, .. } => Verdict::Drop,
-            Self::Video { wanted: Some(wanted), current, target } => {
-                let fitting = (0..LAYERS_MAX as u8).filter(|l| live & 1 << l != 0);
-                let best = fitting.clone().filter(|l| l <= wanted).max().or_else(|| fitting.min());
-                *target = best.or(*current);
-                if Some(layer) == *current {
-                    return Verdict::Forward;
-                }
-                if Some(layer) == *target && frame.starts_key_frame {
-                    *current = Some(layer);
-                    return Verdict::Start;
-                }
-                Verdict::Drop
-            }
+            Self::Video(video) => video.decide(live, layer, frame),
         }
+    }
+}
+
+impl Video {
+    fn decide(&mut self, live: u8, layer: u8, frame: FrameInfo) -> Verdict {
+        let Some(wanted) = self.wanted else { return Verdict::Drop };
+        let fitting = (0..LAYERS_MAX as u8).filter(|l| live & 1 << l != 0);
+        let best = fitting.clone().filter(|l| *l <= wanted.layer_max).max().or_else(|| fitting.min());
+        self.target = best.or(self.current);
+        if Some(layer) != self.current {
+            if Some(layer) != self.target || !frame.starts_key_frame {
+                return Verdict::Drop;
+            }
+            self.current = Some(layer);
+            self.key_picture(wanted, frame);
+            return Verdict::Start { spatial_max: self.spatial };
+        }
+        if frame.starts_key_frame {
+            self.key_picture(wanted, frame);
+        } else if frame.starts_frame && frame.spatial_id.unwrap_or(0) == 0 {
+            // A new picture: what is too much goes.
+            self.spatial = self.spatial.min(wanted.layer_max);
+            self.temporal = self.temporal.min(wanted.temporal_max);
+        }
+        if frame.is_switching_up && frame.temporal_id > self.temporal && frame.temporal_id <= wanted.temporal_max {
+            self.temporal = frame.temporal_id;
+        }
+        match frame.spatial_id {
+            _ if frame.temporal_id > self.temporal => Verdict::Skip,
+            Some(spatial) if spatial > self.spatial => Verdict::Skip,
+            _ => Verdict::Forward { spatial_max: self.spatial },
+        }
+    }
+
+    /// Everything can change here. A stream that is not told apart into layers is forwarded whole.
+    fn key_picture(&mut self, wanted: Wanted, frame: FrameInfo) {
+        self.is_layered = frame.spatial_id.is_some();
+        self.spatial = wanted.layer_max;
+        self.temporal = wanted.temporal_max;
     }
 }
 
@@ -104,23 +161,30 @@ impl Selector {
 mod tests {
     use super::*;
 
-    const KEY: FrameInfo = FrameInfo { starts_key_frame: true, temporal_id: 0 };
-    const INTER: FrameInfo = FrameInfo { starts_key_frame: false, temporal_id: 0 };
+    const INTER: FrameInfo =
+        FrameInfo { starts_key_frame: false, starts_frame: true, ends_frame: false, spatial_id: None, temporal_id: 0, is_switching_up: false };
+    const KEY: FrameInfo = FrameInfo { starts_key_frame: true, ..INTER };
+
+    fn layer(layer_max: u8) -> Option<Wanted> {
+        Some(Wanted { layer_max, ..Wanted::ALL })
+    }
 
     #[test]
     fn layers_by_rows() {
-        use Verdict::{Drop, Forward, Start};
+        use Verdict::{Drop, Forward as F, Start as S};
+        const FORWARD: Verdict = F { spatial_max: 2 };
+        const START: Verdict = S { spatial_max: 2 };
         // (live set, layer, frame, verdict, awaited afterwards)
         let rows: &[(&str, u8, u8, FrameInfo, Verdict, Option<u8>)] = &[
             ("no picture without a key frame", 0b001, 0, INTER, Drop, Some(0)),
-            ("the only layer starts", 0b001, 0, KEY, Start, None),
-            ("and goes on", 0b001, 0, INTER, Forward, None),
+            ("the only layer starts", 0b001, 0, KEY, START, None),
+            ("and goes on", 0b001, 0, INTER, FORWARD, None),
             ("a better one appears", 0b011, 1, INTER, Drop, Some(1)),
-            ("meanwhile the old one goes on", 0b011, 0, INTER, Forward, Some(1)),
-            ("its key frame switches", 0b011, 1, KEY, Start, None),
+            ("meanwhile the old one goes on", 0b011, 0, INTER, FORWARD, Some(1)),
+            ("its key frame switches", 0b011, 1, KEY, START, None),
             ("the old one is over", 0b011, 0, KEY, Drop, None),
             ("the best one vanishes", 0b001, 0, INTER, Drop, Some(0)),
-            ("and the lower one takes over", 0b001, 0, KEY, Start, None),
+            ("and the lower one takes over", 0b001, 0, KEY, START, None),
         ];
         let mut selector = Selector::new(true);
         for (name, live, layer, frame, verdict, awaited) in rows {
@@ -132,28 +196,71 @@ mod tests {
     #[test]
     fn a_wish_bounds_the_layer_and_a_pause_forgets_it() {
         let mut selector = Selector::new(true);
-        assert_eq!(selector.decide(0b111, 2, KEY), Verdict::Start);
-        selector.set_wanted(Some(0));
-        assert_eq!(selector.decide(0b111, 2, INTER), Verdict::Forward, "until the lower one is there");
-        assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Start);
+        assert_eq!(selector.decide(0b111, 2, KEY), Verdict::Start { spatial_max: 2 });
+        selector.set_wanted(layer(0));
+        assert_eq!(selector.decide(0b111, 2, INTER), Verdict::Forward { spatial_max: 0 }, "until the lower one is there");
+        assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Start { spatial_max: 0 });
         selector.set_wanted(None);
         assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Drop);
-        selector.set_wanted(Some(2));
+        selector.set_wanted(layer(2));
         assert_eq!(selector.decide(0b001, 0, INTER), Verdict::Drop);
-        assert_eq!(selector.decide(0b001, 0, KEY), Verdict::Start);
+        assert_eq!(selector.decide(0b001, 0, KEY), Verdict::Start { spatial_max: 2 });
         // Only layers above the wish: better one of them than none.
-        selector.set_wanted(Some(0));
-        assert_eq!(selector.decide(0b100, 2, KEY), Verdict::Start);
+        selector.set_wanted(layer(0));
+        assert_eq!(selector.decide(0b100, 2, KEY), Verdict::Start { spatial_max: 0 });
+    }
+
+    #[test]
+    fn temporal_layers_go_with_a_frame_and_come_back_where_nothing_is_missed() {
+        use Verdict::Skip;
+        const FORWARD: Verdict = Verdict::Forward { spatial_max: 2 };
+        let of = |temporal_id| FrameInfo { temporal_id, ..INTER };
+        let up = |temporal_id| FrameInfo { is_switching_up: true, ..of(temporal_id) };
+        let middle = |temporal_id| FrameInfo { starts_frame: false, ..of(temporal_id) };
+        let mut selector = Selector::new(true);
+        selector.decide(1, 0, KEY);
+        assert_eq!(selector.decide(1, 0, of(2)), FORWARD);
+        selector.set_wanted(Some(Wanted { temporal_max: 0, ..Wanted::ALL }));
+        for (frame, want) in [(middle(2), FORWARD), (of(0), FORWARD), (of(2), Skip), (of(1), Skip), (up(1), Skip), (middle(1), Skip)] {
+            assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
+        }
+        selector.set_wanted(Some(Wanted::ALL));
+        for (frame, want) in [(of(1), Skip), (up(1), FORWARD), (of(1), FORWARD), (of(2), Skip), (up(2), FORWARD)] {
+            assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
+        }
+    }
+
+    #[test]
+    fn spatial_layers_go_with_a_picture_and_come_back_with_a_key_frame() {
+        use Verdict::{Forward, Skip, Start};
+        let of = |spatial| FrameInfo { spatial_id: Some(spatial), ends_frame: true, ..INTER };
+        let key = FrameInfo { starts_key_frame: true, ..of(0) };
+        let mut selector = Selector::new(true);
+        for (frame, want) in [(key, Start { spatial_max: 2 }), (of(1), Forward { spatial_max: 2 }), (of(2), Forward { spatial_max: 2 })] {
+            assert_eq!(selector.decide(1, 0, frame), want);
+        }
+        selector.set_wanted(layer(1));
+        for (frame, want) in [(of(2), Forward { spatial_max: 2 }), (of(0), Forward { spatial_max: 1 }), (of(1), Forward { spatial_max: 1 }), (of(2), Skip)] {
+            assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
+        }
+        assert_eq!(selector.awaits(), None);
+        selector.set_wanted(layer(2));
+        assert_eq!(selector.decide(1, 0, of(2)), Skip);
+        assert_eq!(selector.awaits(), Some(0), "a key frame of the same stream");
+        for (frame, want) in [(key, Forward { spatial_max: 2 }), (of(1), Forward { spatial_max: 2 }), (of(2), Forward { spatial_max: 2 })] {
+            assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
+        }
+        assert_eq!(selector.awaits(), None);
     }
 
     #[test]
     fn audio_always_passes_unless_paused() {
         let mut selector = Selector::new(false);
-        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start);
-        assert_eq!(selector.decide(0, 0, INTER), Verdict::Forward);
+        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0 });
+        assert_eq!(selector.decide(0, 0, INTER), Verdict::Forward { spatial_max: 0 });
         selector.set_wanted(None);
         assert_eq!(selector.decide(0, 0, INTER), Verdict::Drop);
-        selector.set_wanted(Some(0));
-        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start);
+        selector.set_wanted(layer(0));
+        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0 });
     }
 }

@@ -6,7 +6,7 @@ pub mod speaker;
 use crate::base::id::{SessionId, TrackId};
 use crate::base::time::{Duration, Instant};
 use crate::wire::rtp::FrameInfo;
-use layers::{LAYERS_MAX, Selector, Verdict};
+use layers::{LAYERS_MAX, Selector, Verdict, Wanted};
 use speaker::Speakers;
 use std::collections::BTreeMap;
 
@@ -66,10 +66,12 @@ impl Publication {
 /// Who gets one packet, and which key frames are missing.
 #[derive(Default)]
 pub struct Routed {
-    /// Hearer, and whether the stream starts anew for it with this packet.
-    pub hearers: Vec<(SessionId, bool)>,
+    /// Hearers, each with how the packet passes to it; none with [`Verdict::Drop`].
+    pub hearers: Vec<(SessionId, Verdict)>,
     /// Layers of this track whose publisher should be asked for a key frame.
     pub key_frames: Vec<u8>,
+    /// Somebody hears or awaits the layer of this packet.
+    pub is_watched: bool,
 }
 
 #[derive(Default)]
@@ -85,14 +87,18 @@ impl Room {
         self.members.push(member);
     }
 
-    /// Takes a participant out, with what it published and heard.
-    pub fn leave(&mut self, session: SessionId) {
+    /// Takes a participant out, with what it heard and published; the tracks that are no more.
+    pub fn leave(&mut self, session: SessionId) -> Vec<TrackId> {
         self.members.retain(|m| m.session != session);
-        self.publications.retain(|_, p| p.publisher != session);
+        let gone: Vec<TrackId> = self.publications.iter().filter(|(_, p)| p.publisher == session).map(|(id, _)| *id).collect();
+        for track in &gone {
+            self.publications.remove(track);
+        }
         for publication in self.publications.values_mut() {
             publication.subscriptions.retain(|s| s.session != session);
         }
         self.speakers.forget(session);
+        gone
     }
 
     pub fn is_empty(&self) -> bool {
@@ -153,12 +159,12 @@ impl Room {
         }
     }
 
-    /// What a hearer wants of a track: nothing while `enabled` is false, else at most layer `layer_max`.
-    pub fn set_wanted(&mut self, track: TrackId, session: SessionId, enabled: bool, layer_max: u8) {
+    /// What a hearer wants of a track; `None` is nothing.
+    pub fn set_wanted(&mut self, track: TrackId, session: SessionId, wanted: Option<Wanted>) {
         if let Some(publication) = self.publications.get_mut(&track)
             && let Some(subscription) = publication.subscriptions.iter_mut().find(|s| s.session == session)
         {
-            subscription.selector.set_wanted(enabled.then_some(layer_max));
+            subscription.selector.set_wanted(wanted);
         }
     }
 
@@ -174,6 +180,7 @@ impl Room {
     pub fn route(&mut self, now: Instant, track: TrackId, layer: u8, frame: FrameInfo, routed: &mut Routed) {
         routed.hearers.clear();
         routed.key_frames.clear();
+        routed.is_watched = false;
         let Some(publication) = self.publications.get_mut(&track) else { return };
         if let Some(state) = publication.layers.get_mut(usize::from(layer)) {
             state.last_packet = Some(now);
@@ -182,14 +189,14 @@ impl Room {
         let mut missing = 0u8;
         for subscription in publication.subscriptions.iter_mut().filter(|s| s.is_live) {
             match subscription.selector.decide(live, layer, frame) {
-                Verdict::Forward => routed.hearers.push((subscription.session, false)),
-                Verdict::Start => routed.hearers.push((subscription.session, true)),
                 Verdict::Drop => {}
+                verdict => routed.hearers.push((subscription.session, verdict)),
             }
             if let Some(layer) = subscription.selector.awaits() {
                 missing |= 1 << layer;
             }
         }
+        routed.is_watched = !routed.hearers.is_empty() || missing & 1 << layer != 0;
         for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
             if publication.may_ask(now, layer) {
                 routed.key_frames.push(layer);
@@ -197,10 +204,12 @@ impl Room {
         }
     }
 
-    /// Those who hear `layer` of `track` now: they get its sender reports.
-    pub fn hearers_of(&self, track: TrackId, layer: u8) -> impl Iterator<Item = SessionId> + '_ {
-        let subscriptions = self.publications.get(&track).map_or(&[][..], |p| &p.subscriptions);
-        subscriptions.iter().filter(move |s| s.selector.current() == Some(layer)).map(|s| s.session)
+    /// What the publisher could not repair is missed by everybody who watches the layer: whether a key frame should be
+    /// asked for now.
+    pub fn picture_lost(&mut self, now: Instant, track: TrackId, layer: u8) -> bool {
+        let Some(publication) = self.publications.get_mut(&track) else { return false };
+        let is_watched = publication.subscriptions.iter().any(|s| s.selector.current() == Some(layer));
+        is_watched && publication.may_ask(now, layer)
     }
 }
 
@@ -209,7 +218,9 @@ mod tests {
     use super::*;
 
     const TRACK: TrackId = TrackId(1);
-    const KEY: FrameInfo = FrameInfo { starts_key_frame: true, temporal_id: 0 };
+    const START: Verdict = Verdict::Start { spatial_max: 2 };
+    const KEY: FrameInfo =
+        FrameInfo { starts_key_frame: true, starts_frame: true, ends_frame: true, spatial_id: None, temporal_id: 0, is_switching_up: false };
 
     fn room_of(hearers: u64) -> Room {
         let mut room = Room::default();
@@ -244,7 +255,7 @@ mod tests {
         assert_eq!(asked, 1);
         room.route(Instant::from_millis(401), TRACK, 0, KEY, &mut routed);
         assert_eq!(routed.hearers.len(), 3);
-        assert!(routed.hearers.iter().all(|(_, starts)| *starts));
+        assert!(routed.hearers.iter().all(|(_, verdict)| matches!(verdict, Verdict::Start { .. })));
     }
 
     #[test]
@@ -262,12 +273,12 @@ mod tests {
         room.subscribe(TRACK, SessionId(9));
         let mut routed = Routed::default();
         room.route(Instant::from_millis(0), TRACK, 0, KEY, &mut routed);
-        assert_eq!(routed.hearers, [(SessionId(1), true)]);
+        assert_eq!(routed.hearers, [(SessionId(1), START)]);
         room.go_live(SessionId(9));
         room.route(Instant::from_millis(900), TRACK, 0, FrameInfo::default(), &mut routed);
         assert_eq!(routed.key_frames, [0], "it needs a picture of its own to start from");
         room.route(Instant::from_millis(901), TRACK, 0, KEY, &mut routed);
-        assert_eq!(routed.hearers, [(SessionId(1), false), (SessionId(9), true)]);
+        assert_eq!(routed.hearers, [(SessionId(1), Verdict::Forward { spatial_max: 2 }), (SessionId(9), START)]);
     }
 
     #[test]
@@ -284,7 +295,7 @@ mod tests {
         room.leave(SessionId(1));
         let mut routed = Routed::default();
         room.route(Instant::from_millis(0), TRACK, 0, KEY, &mut routed);
-        assert_eq!(routed.hearers, [(SessionId(2), true)]);
+        assert_eq!(routed.hearers, [(SessionId(2), START)]);
         room.leave(SessionId(0));
         assert!(room.publication(TRACK).is_none());
         room.leave(SessionId(2));

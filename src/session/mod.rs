@@ -4,34 +4,30 @@
 //! A session knows its own keys and numbers. It does not know who else is in the room: media that it unprotects goes up
 //! to the shard, and comes down to the sessions that hear it.
 
+mod media;
 pub mod negotiate;
 pub mod path;
+
+pub use media::{FORWARD_OVERHEAD_MAX, Media, Passage};
 
 use crate::base::id::{PathId, SessionId, TrackId};
 use crate::base::time::{Anchor, Duration, Instant};
 use crate::engine::dtls::{self, Dtls, Identity};
 use crate::engine::ice::{self, Credentials, Ice, IceDrop};
-use crate::engine::rtp_in::{Arrivals, RtpIn};
-use crate::engine::rtp_out::{Input, RtpOut};
+use crate::engine::rtp_in::{Arrivals, SenderClock};
 use crate::engine::sctp::{self, Sctp};
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
-use crate::wire::rtcp::{self, SenderInfo};
-use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
-use crate::wire::sdp::Format;
 use crate::wire::stun::Message;
-use crate::wire::vp8;
+use media::{Outgoing, RoundTrip, Source};
 use negotiate::{Plan, Receive};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
-use std::ops::Range;
 
-/// How often receiver reports leave.
+/// How often reports leave.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1000);
-/// Replaced sources that are remembered, so that they do not come back.
-const RETIRED_MAX: usize = 64;
-/// Room that a forwarded packet needs beyond its payload: header, extensions, tag.
-pub const FORWARD_OVERHEAD_MAX: usize = 12 + 60 + 4 + 128 + 16;
+/// What a session may retransmit before it has sent anything to speak of, bytes.
+const CREDIT_START: usize = 64 * 1024;
 
 /// Life of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,6 +62,10 @@ pub enum SessionDrop {
     /// RTP whose source, mid, rid or payload type no section announced.
     UnknownSource,
     MalformedRtp,
+    /// It came before: as itself, or as a retransmission.
+    Duplicate,
+    /// Too far behind the newest of its source.
+    TooOld,
     /// A path that never passed a check.
     UncheckedPath,
 }
@@ -87,46 +87,26 @@ pub enum Effect {
     },
     /// The client wants a picture it can start from.
     KeyFrameWanted(TrackId),
-    SenderReport {
+    /// The client missed a packet of ours.
+    Resend {
         track: TrackId,
         layer: u8,
-        info: SenderInfo,
+        sequence: u64,
+    },
+    /// It asked for one that is not ours, too old, or on its way already.
+    ResendRefused,
+    /// So many packets were asked for from the client.
+    Nacked(usize),
+    /// What the client did not repair: a hearer needs a key frame.
+    PictureLost {
+        track: TrackId,
+        layer: u8,
     },
     Data {
         delivery: Delivery,
         bytes: Vec<u8>,
     },
     Ended(End),
-}
-
-/// A decrypted packet on its way to its hearers; `header` and `payload` point into the packet's bytes.
-pub struct Media {
-    pub track: TrackId,
-    pub layer: u8,
-    pub format: Format,
-    pub header: rtp::Header,
-    pub payload: Range<usize>,
-    /// Extended sequence number.
-    pub sequence: u64,
-    /// The sender's clock, NTP format.
-    pub ntp: Option<u64>,
-    pub frame: FrameInfo,
-    /// Which id the sender gave each extension.
-    pub extensions: ExtensionMap,
-    /// RFC 6464: -dBov, 0 loudest, 127 silent.
-    pub audio_level: Option<u8>,
-}
-
-struct Source {
-    section: usize,
-    layer: u8,
-    stream: RtpIn,
-}
-
-struct Outgoing {
-    plan: negotiate::Send,
-    stream: RtpOut,
-    cname_due: Instant,
 }
 
 pub struct Session {
@@ -143,8 +123,14 @@ pub struct Session {
     /// Sources in the order they came: reports go round in it.
     source_order: Vec<u32>,
     retired: VecDeque<u32>,
+    /// Sources of retransmissions, and whose they are.
+    repairs: HashMap<u32, u32>,
     arrivals: Arrivals,
+    clock: SenderClock,
+    round_trip: RoundTrip,
     outgoing: Vec<Outgoing>,
+    /// Bytes that retransmissions may take now.
+    credit: usize,
     /// Our name in RTCP that is not about a stream of ours.
     rtcp_ssrc: u32,
     report_due: Instant,
@@ -169,8 +155,12 @@ impl Session {
             sources: HashMap::new(),
             source_order: Vec::new(),
             retired: VecDeque::new(),
+            repairs: HashMap::new(),
             arrivals: Arrivals::default(),
+            clock: SenderClock::default(),
+            round_trip: RoundTrip::default(),
             outgoing: Vec::new(),
+            credit: CREDIT_START,
             rtcp_ssrc,
             report_due: now + REPORT_INTERVAL,
             last_path: None,
@@ -199,7 +189,7 @@ impl Session {
     }
 
     /// Takes a finished negotiation. Streams that are in both plans go on with their numbers.
-    pub fn apply(&mut self, now: Instant, plan: Plan) {
+    pub fn apply(&mut self, plan: Plan) {
         self.ice.restart(&plan.credentials);
         self.ice.set_remote_ufrag(&plan.remote_ufrag);
         if self.dtls.is_none() {
@@ -228,12 +218,8 @@ impl Session {
         for plan in plan.send {
             let known = before.iter().position(|o| o.plan.track == plan.track && o.plan.ssrc == plan.ssrc);
             self.outgoing.push(match known {
-                Some(at) => Outgoing { plan, ..before.swap_remove(at) },
-                None => {
-                    let clock_rate = plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
-                    let stream = RtpOut::new(plan.ssrc.0, clock_rate, (plan.ssrc.0 >> 8) as u16);
-                    Outgoing { plan, stream, cname_due: now }
-                }
+                Some(at) => before.swap_remove(at).replan(plan),
+                None => Outgoing::new(plan),
             });
         }
     }
@@ -283,187 +269,10 @@ impl Session {
         Ok(())
     }
 
-    /// Unprotects an RTP packet in place.
-    pub fn handle_rtp(
-        &mut self,
-        now: Instant,
-        path: PathId,
-        packet: &mut [u8],
-        out: &mut Vec<Effect>,
-    ) -> Result<Option<Media>, SessionDrop> {
-        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
-        let (header, len) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
-        let packet = &packet[..len];
-        self.media_arrived(now, path, out);
-        if self.retired.contains(&header.ssrc) {
-            return Err(SessionDrop::UnknownSource);
-        }
-        if !self.sources.contains_key(&header.ssrc) {
-            let (section, layer) = self.place(&header, packet).ok_or(SessionDrop::UnknownSource)?;
-            let clock_rate = self.receive[section].formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
-            self.retire(section, layer);
-            let stream = RtpIn::new(header.ssrc, clock_rate, header.sequence, now);
-            self.sources.insert(header.ssrc, Source { section, layer, stream });
-            self.source_order.push(header.ssrc);
-        }
-        let source = self.sources.get_mut(&header.ssrc).ok_or(SessionDrop::UnknownSource)?;
-        let section = &self.receive[source.section];
-        let sequence = source.stream.arrived(now, header.sequence, header.timestamp);
-        let mut audio_level = None;
-        for (id, value) in header.extensions(packet) {
-            match section.extensions.extension(id) {
-                Some(Extension::TransportCc) => {
-                    if let &[high, low] = value {
-                        self.arrivals.arrived(now, u16::from_be_bytes([high, low]));
-                    }
-                }
-                Some(Extension::AudioLevel) => audio_level = value.first().map(|b| b & 0x7F),
-                _ => {}
-            }
-        }
-        let offered = section.formats.iter().find(|f| f.payload_type == header.payload_type);
-        let format = offered.ok_or(SessionDrop::UnknownSource)?.format;
-        let payload = header.payload(packet).map_err(|_| SessionDrop::MalformedRtp)?;
-        let frame = format.codec.frame_info(&packet[payload.clone()]);
-        let ntp = source.stream.ntp_at(header.timestamp);
-        let (track, layer, extensions) = (section.track, source.layer, section.extensions);
-        Ok(Some(Media { track, layer, format, header, payload, sequence, ntp, frame, extensions, audio_level }))
-    }
-
-    /// A layer has one source: a new one takes its place for good.
-    fn retire(&mut self, section: usize, layer: u8) {
-        let old = self.sources.iter().find(|(_, s)| (s.section, s.layer) == (section, layer)).map(|(ssrc, _)| *ssrc);
-        if let Some(old) = old {
-            self.sources.remove(&old);
-            self.source_order.retain(|ssrc| *ssrc != old);
-            self.retired.push_back(old);
-            if self.retired.len() > RETIRED_MAX {
-                self.retired.pop_front();
-            }
-        }
-    }
-
-    /// Which section and layer a new source belongs to: by mid and rid, by announced SSRC, by payload type.
-    fn place(&self, header: &rtp::Header, packet: &[u8]) -> Option<(usize, u8)> {
-        let by = |extension: Extension| {
-            self.receive.iter().enumerate().find_map(|(at, section)| {
-                let id = section.extensions.id(extension)?;
-                let value = header.extensions(packet).find(|(i, _)| *i == id)?.1;
-                (extension != Extension::Mid || section.mid.as_bytes() == value).then_some((at, value.to_vec()))
-            })
-        };
-        let by_ssrc = || self.receive.iter().position(|r| r.ssrcs.contains(&header.ssrc));
-        let by_payload_type = || {
-            let mut fitting = self
-                .receive
-                .iter()
-                .enumerate()
-                .filter(|(_, r)| r.rids.is_empty() && r.formats.iter().any(|f| f.payload_type == header.payload_type));
-            fitting.next().filter(|_| fitting.next().is_none()).map(|(at, _)| at)
-        };
-        let section = by(Extension::Mid).map(|(at, _)| at).or_else(by_ssrc).or_else(by_payload_type)?;
-        let rids = &self.receive[section].rids;
-        if rids.is_empty() {
-            return Some((section, 0));
-        }
-        let (_, rid) = by(Extension::Rid)?;
-        let layer = rids.iter().position(|r| r.as_bytes() == rid)?;
-        Some((section, layer as u8))
-    }
-
-    pub fn handle_rtcp(&mut self, now: Instant, path: PathId, packet: &mut [u8], out: &mut Vec<Effect>) -> Result<(), SessionDrop> {
-        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
-        let len = receiver.unprotect_rtcp(packet).map_err(SessionDrop::Srtp)?;
-        self.media_arrived(now, path, out);
-        for part in rtcp::packets(&packet[..len]) {
-            match part.map_err(|_| SessionDrop::MalformedRtp)? {
-                rtcp::Packet::SenderReport(info, _) => {
-                    if let Some(source) = self.sources.get_mut(&info.ssrc) {
-                        source.stream.sender_report(now, info);
-                        let track = self.receive[source.section].track;
-                        out.push(Effect::SenderReport { track, layer: source.layer, info });
-                    }
-                }
-                rtcp::Packet::Pli { ssrc } | rtcp::Packet::Fir { ssrc } => {
-                    if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == ssrc) {
-                        out.push(Effect::KeyFrameWanted(outgoing.plan.track));
-                    }
-                }
-                rtcp::Packet::ReceiverReport(_) | rtcp::Packet::Bye | rtcp::Packet::Nack { .. } | rtcp::Packet::Other { .. } => {}
-            }
-        }
-        Ok(())
-    }
-
     fn media_arrived(&mut self, now: Instant, path: PathId, out: &mut Vec<Effect>) {
         self.ice.media_arrived(now, path, &mut self.ice_out);
         if !self.ice_out.is_empty() {
             self.drain_ice(out);
-        }
-    }
-
-    /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `starts_stream` says that
-    /// the numbers continue from another source.
-    pub fn forward(&mut self, now: Instant, media: &Media, packet: &[u8], starts_stream: bool, slot: &mut [u8]) -> Option<usize> {
-        let (_, sender) = self.keys.as_ref()?;
-        let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
-        let payload_type = media.format.payload_type_in(&outgoing.plan.formats)?;
-        let payload = &packet[media.payload.clone()];
-        let vp8 = (media.format.codec == Codec::Vp8).then(|| vp8::Descriptor::read(payload)).flatten();
-        let input =
-            Input { now, ssrc: media.header.ssrc, sequence: media.sequence, timestamp: media.header.timestamp, ntp: media.ntp, vp8 };
-        if starts_stream || !outgoing.stream.follows(&input) {
-            outgoing.stream.switch(&input);
-        }
-        if payload.is_empty() {
-            outgoing.stream.skip(media.sequence);
-            return None;
-        }
-        let mapped = outgoing.stream.map(&input, payload.len())?;
-        let fields = rtp::Outgoing {
-            marker: media.header.marker,
-            payload_type,
-            sequence: mapped.index as u16,
-            timestamp: mapped.timestamp,
-            ssrc: outgoing.stream.ssrc(),
-        };
-        let (theirs, ours) = (media.extensions, outgoing.plan.extensions);
-        let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
-            let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
-            Some((ours.id(extension)?, value))
-        });
-        let header_len = rtp::write_header(slot, fields, media.header.csrcs(packet), extensions)?;
-        let len = header_len + payload.len() + sender.rtp_overhead();
-        let body = slot.get_mut(header_len..header_len + payload.len())?;
-        body.copy_from_slice(payload);
-        if let Some(descriptor) = vp8 {
-            descriptor.rewrite(body, mapped.picture_id, mapped.tl0_pic_idx);
-        }
-        sender.protect_rtp(slot.get_mut(..len)?, header_len, fields.ssrc, mapped.index);
-        Some(len)
-    }
-
-    /// Passes a publisher's sender report on to this hearer, in its own timestamps.
-    pub fn forward_report(&mut self, now: Instant, track: TrackId, info: &SenderInfo, out: &mut Vec<Effect>) {
-        let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.plan.track == track) else { return };
-        let Some(info) = outgoing.stream.sender_report(info) else { return };
-        let mut compound = Vec::with_capacity(128);
-        rtcp::write_sender_report(&mut compound, &info);
-        if outgoing.cname_due <= now {
-            outgoing.cname_due = now + REPORT_INTERVAL;
-            rtcp::write_cname(&mut compound, info.ssrc, &outgoing.plan.mid);
-        }
-        self.send_rtcp(compound, out);
-    }
-
-    /// Asks the client for a key frame of one layer of its track.
-    pub fn request_key_frame(&mut self, track: TrackId, layer: u8, out: &mut Vec<Effect>) {
-        let Some(section) = self.receive.iter().position(|r| r.track == track) else { return };
-        let ssrc = self.source_order.iter().find(|ssrc| self.sources.get(ssrc).is_some_and(|s| (s.section, s.layer) == (section, layer)));
-        if let Some(&ssrc) = ssrc {
-            let mut pli = Vec::with_capacity(48);
-            rtcp::write_pli(&mut pli, self.rtcp_ssrc, ssrc);
-            self.send_rtcp(pli, out);
         }
     }
 
@@ -526,12 +335,14 @@ impl Session {
         let mut compound = Vec::new();
         let media = self.source_order.first().copied().unwrap_or(0);
         self.arrivals.feedback(now, self.rtcp_ssrc, media, &mut compound);
-        if self.report_due <= now {
-            self.report_due = now + REPORT_INTERVAL;
-            let blocks: Vec<_> = self.source_order.iter().filter_map(|s| Some(self.sources.get_mut(s)?.stream.report(now))).collect();
-            for blocks in blocks.chunks(31) {
-                rtcp::write_receiver_report(&mut compound, self.rtcp_ssrc, blocks);
+        if self.state == State::Live {
+            self.repair(now, &mut compound, out);
+            if self.report_due <= now || self.has_news(now) {
+                self.report_due = now + REPORT_INTERVAL;
+                self.report(now, &mut compound);
             }
+        } else if self.report_due <= now {
+            self.report_due = now + REPORT_INTERVAL;
         }
         if !compound.is_empty() {
             self.send_rtcp(compound, out);
@@ -540,7 +351,7 @@ impl Session {
 
     pub fn deadline(&self) -> Instant {
         let mut deadline = self.ice.deadline().min(self.report_due);
-        let more = [self.dtls.as_ref().and_then(Dtls::deadline), self.sctp.deadline(), self.arrivals.deadline()];
+        let more = [self.dtls.as_ref().and_then(Dtls::deadline), self.sctp.deadline(), self.arrivals.deadline(), self.repair_deadline()];
         for at in more.into_iter().flatten() {
             deadline = deadline.min(at);
         }

@@ -1,7 +1,7 @@
 //! Offer and policy in, answer and plan out (RFC 9429 §5.3, RFC 9143). Pure: no state, no clock, no dice.
 //!
 //! The caller says what each section is used for; this file says it in SDP and, for the data plane, as a [`Plan`].
-//! Payload types and extension ids are always the offerer's. Not here yet, on purpose: NACK and RTX, REMB, RED.
+//! Payload types and extension ids are always the offerer's. Not here yet, on purpose: RED.
 
 use crate::base::id::{Ssrc, TrackId};
 use crate::engine::dtls::Role;
@@ -55,6 +55,8 @@ pub enum Use {
     Send {
         track: TrackId,
         ssrc: Ssrc,
+        /// Of its retransmissions, where the client takes them apart.
+        rtx: Ssrc,
         codec: Option<Codec>,
         stream: String,
         label: String,
@@ -72,6 +74,8 @@ pub struct Receive {
     pub extensions: ExtensionMap,
     pub rids: Vec<String>,
     pub ssrcs: Vec<u32>,
+    /// Announced sources and those of their retransmissions.
+    pub repairs: Vec<(u32, u32)>,
 }
 
 /// What the session sends in one section.
@@ -80,6 +84,9 @@ pub struct Send {
     pub mid: String,
     pub track: TrackId,
     pub ssrc: Ssrc,
+    pub rtx: Ssrc,
+    /// The publisher, the same for all its tracks (RFC 7022).
+    pub cname: String,
     pub formats: Vec<OfferedFormat>,
     pub extensions: ExtensionMap,
 }
@@ -130,7 +137,8 @@ pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) 
             continue;
         }
         let in_order = preferred(section, usage);
-        let formats = in_order.iter().map(|f| f.payload_type.to_string()).collect::<Vec<_>>().join(" ");
+        let with_rtx = in_order.iter().flat_map(|f| [Some(f.payload_type), f.rtx]).flatten();
+        let formats = with_rtx.map(|pt| pt.to_string()).collect::<Vec<_>>().join(" ");
         let formats = if section.kind == Kind::Application { section.fmt.clone() } else { formats };
         let _ = write!(sdp, "m={} 9 {} {formats}\r\nc=IN IP4 0.0.0.0\r\n", section.kind.name(), section.proto);
         if !has_candidates {
@@ -209,10 +217,14 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
             let _ = write!(sdp, "a=rtcp-fb:{pt} transport-cc\r\n");
         }
         if section.kind == Kind::Video {
-            let _ = write!(sdp, "a=rtcp-fb:{pt} ccm fir\r\na=rtcp-fb:{pt} nack pli\r\n");
+            let _ = write!(sdp, "a=rtcp-fb:{pt} ccm fir\r\na=rtcp-fb:{pt} nack\r\na=rtcp-fb:{pt} nack pli\r\n");
         }
         if let Some(fmtp) = &format.fmtp {
             let _ = write!(sdp, "a=fmtp:{pt} {fmtp}\r\n");
+        }
+        if let Some(rtx) = format.rtx {
+            let clock = format.format.codec.clock_rate();
+            let _ = write!(sdp, "a=rtpmap:{rtx} rtx/{clock}\r\na=fmtp:{rtx} apt={pt}\r\n");
         }
     }
     match usage {
@@ -230,11 +242,20 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
                 extensions,
                 rids: section.rids.clone(),
                 ssrcs: section.ssrcs.clone(),
+                repairs: section.repairs.clone(),
             });
         }
-        Use::Send { track, ssrc, stream, label, .. } => {
-            let _ = write!(sdp, "a=msid:{stream} {label}\r\na=ssrc:{ssrc} cname:{stream}\r\na=ssrc:{ssrc} msid:{stream} {label}\r\n");
-            plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, formats, extensions });
+        Use::Send { track, ssrc, rtx, stream, label, .. } => {
+            let _ = write!(sdp, "a=msid:{stream} {label}\r\n");
+            let repairs = formats.iter().any(|f| f.rtx.is_some());
+            if repairs {
+                let _ = write!(sdp, "a=ssrc-group:FID {ssrc} {rtx}\r\n");
+            }
+            let cname = stream.split('|').next().unwrap_or_default().to_owned();
+            for ssrc in [Some(ssrc), Some(rtx).filter(|_| repairs)].into_iter().flatten() {
+                let _ = write!(sdp, "a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{stream} {label}\r\n");
+            }
+            plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, rtx: *rtx, cname, formats, extensions });
         }
         Use::Data | Use::Idle => {}
     }
@@ -256,7 +277,8 @@ mod tests {
 
     #[test]
     fn an_answer_takes_what_is_published_and_sends_what_is_assigned() {
-        let send = Use::Send { track: TrackId(5), ssrc: Ssrc(99), codec: None, stream: "PA_x|TR_y".into(), label: "TR_y".into() };
+        let (stream, label) = ("PA_x|TR_y".into(), "TR_y".into());
+        let send = Use::Send { track: TrackId(5), ssrc: Ssrc(99), rtx: Ssrc(100), codec: None, stream, label };
         let (sdp, plan) = run(OFFER, &[send, Use::Receive { track: TrackId(6), prefer: Some(Codec::Vp9) }, Use::Data]);
         for line in [
             "a=group:BUNDLE 0 1 2",
@@ -268,11 +290,13 @@ mod tests {
             "a=simulcast:recv q;h;f",
             "a=rtcp-fb:96 transport-cc",
             "m=application 9 UDP/DTLS/SCTP webrtc-datachannel",
-            "m=video 9 UDP/TLS/RTP/SAVPF 98 96 102 45",
+            "m=video 9 UDP/TLS/RTP/SAVPF 98 96 97 102 103 45",
+            "a=rtcp-fb:96 nack",
+            "a=fmtp:97 apt=96",
         ] {
             assert!(sdp.lines().any(|l| l == line), "{line} is not in\n{sdp}");
         }
-        for absent in ["rtx", "red/", "a=rtcp-fb:111", "telephone-event"] {
+        for absent in ["red/", "a=ssrc-group:FID 99", "a=rtcp-fb:111", "telephone-event"] {
             assert!(!sdp.contains(absent), "{absent} is in\n{sdp}");
         }
         assert_eq!(plan.receive[0].rids, ["q", "h", "f"]);

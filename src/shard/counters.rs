@@ -37,6 +37,8 @@ counters! {
     /// Frames from TCP and TLS connections.
     FramesIn "stream_frames_received" "",
     DatagramsOut "datagrams_sent" "",
+    /// What they were handed to the kernel in: several of one length are one message.
+    MessagesOut "udp_messages_sent" "",
     FramesOut "stream_frames_sent" "",
     /// Datagrams and frames that got a STUN or TURN answer, or were taken by a handshake or a data channel.
     Answered "packets_consumed" "answered",
@@ -54,6 +56,18 @@ counters! {
     /// Checks sent on without noting their tuple.
     RedirectTableFull "redirect_table_full" "",
     KeyFramesAsked "key_frame_requests" "",
+    /// Packets asked for again from publishers.
+    Nacked "nacks_sent" "",
+    /// Packets sent again to hearers that missed them.
+    Resent "retransmissions" "sent",
+    /// On its way already, too old, or never sent.
+    ResendRefused "retransmissions" "refused",
+    /// Asked for when the store had lost it.
+    ResendNotStored "retransmissions" "not_stored",
+    /// More than its share of the path.
+    ResendCapped "retransmissions" "rate_capped",
+    /// Packets that the memory limit kept from being kept long enough.
+    StoreFull "packet_store_full" "",
     AllocationsOpened "turn_allocations" "opened",
     AllocationsClosed "turn_allocations" "closed",
     AllocationsMoved "turn_allocations" "moved",
@@ -105,6 +119,8 @@ counters! {
     DropSrtpSources "drops" "srtp_too_many_sources",
     DropUnknownSource "drops" "rtp_unknown_source",
     DropMalformedRtp "drops" "rtp_malformed",
+    DropDuplicateRtp "drops" "rtp_duplicate",
+    DropOldRtp "drops" "rtp_too_old",
     DropTurnMalformed "drops" "turn_malformed",
     DropTurnNoAllocation "drops" "turn_no_allocation",
     DropTurnNoPermission "drops" "turn_no_permission",
@@ -165,6 +181,8 @@ impl From<SessionDrop> for Counter {
             SessionDrop::Srtp(SrtpError::TooManySources) => Self::DropSrtpSources,
             SessionDrop::UnknownSource => Self::DropUnknownSource,
             SessionDrop::MalformedRtp => Self::DropMalformedRtp,
+            SessionDrop::Duplicate => Self::DropDuplicateRtp,
+            SessionDrop::TooOld => Self::DropOldRtp,
             SessionDrop::UncheckedPath => Self::DropUncheckedPath,
         }
     }

@@ -5,6 +5,7 @@ use crate::base::id::{Carrier, PeerAddr, RoomId, SessionId, StreamId, TrackId, W
 use crate::engine::ice::Credentials;
 use crate::engine::relay_table::Allocation;
 use crate::engine::srtp::Profile;
+use crate::room::layers::Wanted;
 use crate::room::speaker;
 use crate::session::End;
 use crate::session::negotiate::Plan;
@@ -53,8 +54,8 @@ pub enum Command {
         room: RoomId,
         session: SessionId,
         track: TrackId,
-        enabled: bool,
-        layer_max: u8,
+        /// `None` while it is paused.
+        wanted: Option<Wanted>,
     },
     Close {
         session: SessionId,

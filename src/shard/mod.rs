@@ -7,12 +7,14 @@
 
 pub mod counters;
 pub mod egress;
+mod fan_out;
 pub mod mail;
+mod store;
 pub mod table;
 pub mod timers;
 
 use crate::base::buf::{PacketBuf, Pool};
-use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, WorkerId};
 use crate::base::rng::Rng;
 use crate::base::time::{Anchor, Now};
 use crate::crypto::SecretRng;
@@ -20,17 +22,19 @@ use crate::engine::dtls::Identity;
 use crate::engine::relay_table::Allocation;
 use crate::engine::turn::{self, Turn, TurnConfig};
 use crate::engine::{ice, sctp};
-use crate::room::{Member, Room, Routed};
+use crate::room::{Member, Room};
 use crate::session::path::{self, FrameQueue, Route};
-use crate::session::{self, FORWARD_OVERHEAD_MAX, Session, SessionDrop};
+use crate::session::{self, Media, Session, SessionDrop};
 use crate::wire::data_packet::{self, Delivery};
 use crate::wire::demux::{self, DatagramKind};
 use crate::wire::stun::{self, Message};
 use counters::{Counter, Counters};
 use egress::Egress;
+use fan_out::FanOut;
 use mail::{Command, Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use store::Store;
 use table::{Owner, Table};
 use timers::{Timer, Timers};
 
@@ -54,6 +58,8 @@ pub struct ShardConfig {
     pub anchor: Anchor,
     /// Packet buffers kept ready.
     pub buffers: usize,
+    /// Memory for what may have to be sent again, bytes.
+    pub store_bytes: usize,
 }
 
 pub struct Shard {
@@ -73,7 +79,8 @@ pub struct Shard {
     /// Connections that have something to write.
     writable: Vec<StreamId>,
     secrets: SecretRng,
-    routed: Routed,
+    fan_out: FanOut,
+    store: Store,
     turn_reply: Vec<u8>,
     turn_effects: Vec<turn::Effect>,
     session_effects: Vec<session::Effect>,
@@ -100,7 +107,8 @@ impl Shard {
             streams: HashMap::new(),
             writable: Vec::new(),
             secrets,
-            routed: Routed::default(),
+            fan_out: FanOut::default(),
+            store: Store::new(config.store_bytes),
             turn_reply: Vec::new(),
             turn_effects: Vec::new(),
             session_effects: Vec::new(),
@@ -110,6 +118,11 @@ impl Shard {
 
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Memory that the packet store uses, bytes.
+    pub fn stored_bytes(&self) -> usize {
+        self.store.held()
     }
 
     pub fn allocations(&self) -> usize {
@@ -150,6 +163,7 @@ impl Shard {
                 self.counters.count(counter);
                 self.pool.put(buf);
             }
+            Outcome::Media(publisher, media) => self.take_media(now, publisher, *media, buf),
             Outcome::SendOn(to) => {
                 self.counters.count(Counter::Redirected);
                 self.effects.push(Effect::Parcel { to, parcel: Parcel::Datagram { carrier, buf } });
@@ -185,6 +199,7 @@ impl Shard {
                 self.counters.count(counter);
                 self.pool.put(buf);
             }
+            Outcome::Media(publisher, media) => self.take_media(now, publisher, *media, buf),
             Outcome::SendOn(to) => self.move_stream(stream, to, None, None, buf),
             Outcome::MoveRelay { allocation, to, peer } => {
                 let allocation = self.turn.release(allocation).map(Box::new);
@@ -232,16 +247,18 @@ impl Shard {
             }
             _ => self.media(now, PathId::Tcp(stream), remote, &mut delivered, None),
         };
-        self.count_adopted(outcome);
-        self.pool.put(delivered);
+        self.end_adopted(now, outcome, delivered);
     }
 
-    /// What arrived here with its carrier was counted where it came in; only a drop is still to be named.
-    fn count_adopted(&mut self, outcome: Outcome) {
-        self.counters.count(match outcome {
+    /// What arrived here with its carrier was counted where it came in; how it ended is still to be named.
+    fn end_adopted(&mut self, now: Now, outcome: Outcome, delivered: PacketBuf) {
+        let counter = match outcome {
+            Outcome::Media(publisher, media) => return self.take_media(now, publisher, *media, delivered),
             Outcome::Consumed(counter) | Outcome::Drop(counter) => counter,
             Outcome::SendOn(_) | Outcome::MoveRelay { .. } => Counter::DropRelayMovedTwice,
-        });
+        };
+        self.counters.count(counter);
+        self.pool.put(delivered);
     }
 
     pub fn stream_closed(&mut self, now: Now, stream: StreamId) {
@@ -388,7 +405,14 @@ impl Shard {
         let outcome = match kind {
             DatagramKind::Dtls => self.dtls(now, id, path, packet),
             _ if demux::is_rtcp(packet) => self.rtcp(now, id, path, packet),
-            _ => self.rtp(now, id, path, packet),
+            _ => match self.rtp(now, id, path, packet) {
+                Ok(Some(media)) => {
+                    self.arm_session(id);
+                    return Outcome::Media(id, Box::new(media));
+                }
+                Ok(None) => Ok(Counter::MediaIn),
+                Err(drop) => Err(drop),
+            },
         };
         self.arm_session(id);
         match outcome {
@@ -459,58 +483,12 @@ impl Shard {
         outcome.map(|()| Counter::MediaIn)
     }
 
-    fn rtp(&mut self, now: Now, id: SessionId, path: PathId, packet: &mut [u8]) -> Result<Counter, SessionDrop> {
+    fn rtp(&mut self, now: Now, id: SessionId, path: PathId, packet: &mut [u8]) -> Result<Option<Media>, SessionDrop> {
         let session = self.sessions.get_mut(&id).ok_or(SessionDrop::UnknownSource)?;
         let mut effects = std::mem::take(&mut self.session_effects);
         let outcome = session.handle_rtp(now.mono, path, packet, &mut effects);
         self.drain_session(now, id, effects);
-        if let Some(media) = outcome? {
-            self.fan_out(now, id, &media, packet);
-        }
-        Ok(Counter::MediaIn)
-    }
-
-    /// One decrypted packet to all who hear it: rewritten, encrypted and dressed for each, straight into the egress.
-    fn fan_out(&mut self, now: Now, publisher: SessionId, media: &session::Media, packet: &[u8]) {
-        let Some(room_id) = self.places.get(&publisher).map(|p| p.room) else { return };
-        let Some(room) = self.rooms.get_mut(&room_id) else { return };
-        if let Some(level) = media.audio_level {
-            room.speakers.observe(now.mono, publisher, level);
-            if let Some(at) = room.speakers.deadline() {
-                self.timers.arm(Timer::Speakers(room_id), at);
-            }
-        }
-        let mut routed = std::mem::take(&mut self.routed);
-        room.route(now.mono, media.track, media.layer, media.frame, &mut routed);
-        for (hearer, starts_stream) in routed.hearers.iter().copied() {
-            self.forward(now, hearer, media, packet, starts_stream);
-        }
-        for layer in routed.key_frames.iter().copied() {
-            self.ask_key_frame(now, publisher, media.track, layer);
-        }
-        self.routed = routed;
-    }
-
-    fn forward(&mut self, now: Now, hearer: SessionId, media: &session::Media, packet: &[u8], starts_stream: bool) {
-        let Some(session) = self.sessions.get_mut(&hearer) else { return };
-        let Some(path) = session.path() else { return };
-        let Some(route) = route_of(&self.turn, now, path) else { return self.counters.count(Counter::DropRelayNoRoute) };
-        let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
-        match session.forward(now.mono, media, packet, starts_stream, slot) {
-            Some(len) => {
-                self.counters.count(Counter::Forwarded);
-                self.commit(now, route, len, true);
-            }
-            None => drop(self.egress.abandon()),
-        }
-    }
-
-    fn ask_key_frame(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8) {
-        let Some(session) = self.sessions.get_mut(&publisher) else { return };
-        self.counters.count(Counter::KeyFramesAsked);
-        let mut effects = std::mem::take(&mut self.session_effects);
-        session.request_key_frame(track, layer, &mut effects);
-        self.drain_session(now, publisher, effects);
+        outcome
     }
 
     /// Bytes for one client, dressed for its route.
@@ -575,7 +553,16 @@ impl Shard {
                         self.ask_key_frame(now, publisher, track, layer);
                     }
                 }
-                session::Effect::SenderReport { track, layer, info } => self.pass_report(now, id, track, layer, &info),
+                session::Effect::Resend { track, layer, sequence } => self.resend(now, id, track, layer, sequence),
+                session::Effect::ResendRefused => self.counters.count(Counter::ResendRefused),
+                session::Effect::Nacked(n) => self.counters.add(Counter::Nacked, n as u64),
+                session::Effect::PictureLost { track, layer } => {
+                    let room = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room));
+                    if room.is_some_and(|r| r.picture_lost(now.mono, track, layer)) {
+                        self.session_effects = Vec::new();
+                        self.ask_key_frame(now, id, track, layer);
+                    }
+                }
                 session::Effect::Data { delivery, bytes } => self.data(now, id, delivery, &bytes),
                 session::Effect::Ended(end) => {
                     ended = true;
@@ -586,18 +573,6 @@ impl Shard {
         self.session_effects = effects;
         if ended {
             self.close(now, id);
-        }
-    }
-
-    fn pass_report(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8, info: &crate::wire::rtcp::SenderInfo) {
-        let Some(room) = self.places.get(&publisher).and_then(|p| self.rooms.get(&p.room)) else { return };
-        let hearers: Vec<SessionId> = room.hearers_of(track, layer).collect();
-        for hearer in hearers {
-            if let Some(session) = self.sessions.get_mut(&hearer) {
-                let mut effects = Vec::new();
-                session.forward_report(now.mono, track, info, &mut effects);
-                self.drain_session(now, hearer, effects);
-            }
         }
     }
 
@@ -678,7 +653,9 @@ impl Shard {
                 self.table.remove_ufrag(ufrag);
             }
             if let Some(room) = self.rooms.get_mut(&place.room) {
-                room.leave(id);
+                for track in room.leave(id) {
+                    self.store.forget(track);
+                }
                 if room.is_empty() {
                     self.rooms.remove(&place.room);
                     self.timers.forget(Timer::Speakers(place.room));
@@ -735,7 +712,7 @@ impl Shard {
                         self.table.add_ufrag(&plan.credentials.ufrag, id);
                         place.ufrags.push(plan.credentials.ufrag.clone());
                     }
-                    session.apply(now.mono, *plan);
+                    session.apply(*plan);
                     self.arm_session(id);
                 }
             }
@@ -745,6 +722,7 @@ impl Shard {
                 }
             }
             Command::Unpublish { room, track } => {
+                self.store.forget(track);
                 if let Some(room) = self.rooms.get_mut(&room) {
                     room.unpublish(track);
                 }
@@ -761,9 +739,9 @@ impl Shard {
                     room.unsubscribe(track, session);
                 }
             }
-            Command::Want { room, session, track, enabled, layer_max } => {
+            Command::Want { room, session, track, wanted } => {
                 if let Some(room) = self.rooms.get_mut(&room) {
-                    room.set_wanted(track, session, enabled, layer_max);
+                    room.set_wanted(track, session, wanted);
                 }
             }
             Command::Close { session } => self.close(now, session),
@@ -782,16 +760,16 @@ impl Shard {
                 self.arm_turn();
                 self.table.received_by(carrier, from);
                 let outcome = self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None);
-                self.count_adopted(outcome);
-                self.pool.put(delivered);
+                self.end_adopted(now, outcome, delivered);
             }
         }
     }
 
     // ---- time -----------------------------------------------------------------------------------------------------
 
-    /// Does everything that is due.
+    /// Does everything that is due, and gives what this turn brought to its hearers.
     pub fn wake(&mut self, now: Now) {
+        self.fan_out(now);
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {
                 Timer::Session(id) => {
@@ -834,6 +812,8 @@ impl Shard {
 enum Outcome {
     Consumed(Counter),
     Drop(Counter),
+    /// Media of this session, for the end of the turn.
+    Media(SessionId, Box<Media>),
     /// It belongs to another worker.
     SendOn(WorkerId),
     /// The relay's client belongs to a session of another worker: it goes there for good.

@@ -117,6 +117,7 @@ impl World {
                 identity: identity.clone(),
                 anchor,
                 buffers: 16,
+                store_bytes: 16 * 1024 * 1024,
             };
             Shard::new(config, SecretRng::seeded(seed + u64::from(worker)), Rng::new(seed + u64::from(worker)))
         };
@@ -232,6 +233,7 @@ impl World {
                 _ => heard.next().map_or(Use::Idle, |other| Use::Send {
                     track: TrackId(*other as u64 + 1),
                     ssrc: Ssrc(1000 * (at as u32 + 1) + *other as u32),
+                    rtx: Ssrc(1_000_000 + 1000 * (at as u32 + 1) + *other as u32),
                     codec: None,
                     stream: format!("PA_{other}"),
                     label: format!("TR_{other}"),
@@ -329,6 +331,8 @@ impl World {
         loop {
             let mut busy = false;
             for worker in 0..self.shards.len() {
+                let now = self.time();
+                self.shards[worker].wake(now);
                 for effect in self.shards[worker].take_effects() {
                     busy = true;
                     self.carry_out(WorkerId(worker as u8), effect);

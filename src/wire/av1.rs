@@ -8,7 +8,7 @@ use super::rtp::FrameInfo;
 
 pub fn frame_info(payload: &[u8]) -> FrameInfo {
     let starts_key_frame = payload.first().is_some_and(|b| b & 0x08 != 0 && b & 0x80 == 0);
-    FrameInfo { starts_key_frame, temporal_id: 0 }
+    FrameInfo { starts_key_frame, ..FrameInfo::default() }
 }
 
 #[cfg(test)]

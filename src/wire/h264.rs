@@ -16,7 +16,7 @@ pub fn frame_info(payload: &[u8]) -> FrameInfo {
         Some(FU_A) => payload.get(1).is_some_and(|fu| fu & 0x80 != 0 && matches!(fu & 0x1F, SPS | IDR)),
         _ => false,
     };
-    FrameInfo { starts_key_frame, temporal_id: 0 }
+    FrameInfo { starts_key_frame, ..FrameInfo::default() }
 }
 
 fn aggregated(mut bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {

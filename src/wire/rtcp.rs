@@ -71,8 +71,20 @@ pub enum Packet<'a> {
     /// Generic negative acknowledgement (RFC 4585 §6.2.1).
     Nack {
         ssrc: u32,
+        lost: Lost<'a>,
     },
-    /// Whatever else is well-formed: SDES, APP, XR, REMB, transport-wide feedback.
+    /// Blocks of an extended report (RFC 3611).
+    Extended {
+        from: u32,
+        blocks: XrBlocks<'a>,
+    },
+    /// Bandwidth that a receiver believes in, bit/s (draft-alvestrand-rmcat-remb-03).
+    Remb {
+        bps: u64,
+    },
+    /// Feedback with transport-wide numbers, for [`super::twcc::Feedback::read`].
+    TransportCc(&'a [u8]),
+    /// Whatever else is well-formed: SDES, APP.
     Other {
         kind: u8,
     },
@@ -91,12 +103,67 @@ impl Iterator for Blocks<'_> {
     }
 }
 
+/// Sequence numbers of a NACK, in order: each word is one number and a bit for each of the 16 behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lost<'a>(&'a [u8]);
+
+impl<'a> Lost<'a> {
+    pub fn sequences(self) -> impl Iterator<Item = u16> + 'a {
+        self.0.chunks_exact(4).flat_map(|word| {
+            let first = u16::from_be_bytes([word[0], word[1]]);
+            let mask = u16::from_be_bytes([word[2], word[3]]);
+            let behind = (0..16u16).filter(move |bit| mask & 1 << bit != 0).map(move |bit| first.wrapping_add(bit + 1));
+            std::iter::once(first).chain(behind)
+        })
+    }
+}
+
+/// One block of an extended report that says something about round trips.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XrBlock {
+    /// Receiver reference time, NTP (RFC 3611 §4.4): whoever sends media answers it.
+    ReferenceTime(u64),
+    /// Answer to ours (RFC 3611 §4.5): for source `ssrc`, middle bits of our stamp, delay since then in 1/65536 s.
+    Delay { ssrc: u32, last_rr: u32, delay: u32 },
+}
+
+/// Blocks of an extended report, read one by one; those of other kinds are passed over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct XrBlocks<'a> {
+    blocks: &'a [u8],
+    delays: &'a [u8],
+}
+
+impl Iterator for XrBlocks<'_> {
+    type Item = XrBlock;
+    fn next(&mut self) -> Option<XrBlock> {
+        loop {
+            if let (Some(ssrc), Some(last_rr), Some(delay)) = (be32(self.delays, 0), be32(self.delays, 4), be32(self.delays, 8)) {
+                self.delays = &self.delays[12..];
+                return Some(XrBlock::Delay { ssrc, last_rr, delay });
+            }
+            let (&kind, words) = (self.blocks.first()?, usize::from(be16(self.blocks, 2)?));
+            let body = self.blocks.get(4..4 + 4 * words)?;
+            self.blocks = &self.blocks[4 + 4 * words..];
+            match (kind, be64(body, 0)) {
+                (XR_REFERENCE_TIME, Some(ntp)) => return Some(XrBlock::ReferenceTime(ntp)),
+                (XR_DELAY, _) => self.delays = body,
+                _ => {}
+            }
+        }
+    }
+}
+
+const XR_REFERENCE_TIME: u8 = 4;
+const XR_DELAY: u8 = 5;
+
 pub const SR: u8 = 200;
 pub const RR: u8 = 201;
 pub const SDES: u8 = 202;
 pub const BYE: u8 = 203;
 pub const RTPFB: u8 = 205;
 pub const PSFB: u8 = 206;
+pub const XR: u8 = 207;
 
 /// Walks a compound packet. Any order, reduced size too (RFC 5506); stops at the first broken packet.
 pub fn packets(mut compound: &[u8]) -> impl Iterator<Item = Result<Packet<'_>, Malformed>> {
@@ -136,7 +203,13 @@ fn take(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
         (BYE, _) => Packet::Bye,
         (PSFB, 1) => Packet::Pli { ssrc: be32(body, 4)? },
         (PSFB, 4) => Packet::Fir { ssrc: be32(body, 8)? },
-        (RTPFB, 1) => Packet::Nack { ssrc: be32(body, 4)? },
+        (PSFB, 15) if body.get(8..12) == Some(b"REMB") => {
+            let word = be32(body, 12)?;
+            Packet::Remb { bps: u64::from(word & 0x3_FFFF) << (word >> 18 & 0x3F).min(45) }
+        }
+        (RTPFB, 1) => Packet::Nack { ssrc: be32(body, 4)?, lost: Lost(body.get(8..)?) },
+        (RTPFB, 15) => Packet::TransportCc(&bytes[..len]),
+        (XR, _) => Packet::Extended { from: be32(body, 0)?, blocks: XrBlocks { blocks: body.get(4..)?, delays: &[] } },
         _ => Packet::Other { kind },
     };
     Some((packet, rest))
@@ -155,6 +228,43 @@ pub fn write_receiver_report(out: &mut Vec<u8>, from: u32, blocks: &[ReportBlock
     out.extend_from_slice(&from.to_be_bytes());
     for block in blocks {
         block.write(out);
+    }
+}
+
+/// Appends an extended report that asks senders to tell the round trip (RFC 3611 §4.4).
+pub fn write_reference_time(out: &mut Vec<u8>, from: u32, ntp: u64) {
+    header(out, 0, XR, 16);
+    out.extend_from_slice(&from.to_be_bytes());
+    out.extend_from_slice(&[XR_REFERENCE_TIME, 0, 0, 2]);
+    out.extend_from_slice(&ntp.to_be_bytes());
+}
+
+/// Appends the answer to a reference time (RFC 3611 §4.5): `last_rr` is its middle bits, `delay` is in 1/65536 s.
+pub fn write_delay(out: &mut Vec<u8>, from: u32, to: u32, last_rr: u32, delay: u32) {
+    header(out, 0, XR, 20);
+    out.extend_from_slice(&from.to_be_bytes());
+    out.extend_from_slice(&[XR_DELAY, 0, 0, 3]);
+    for word in [to, last_rr, delay] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+}
+
+/// Appends a NACK for ascending sequence numbers of `ssrc`.
+pub fn write_nack(out: &mut Vec<u8>, from: u32, ssrc: u32, lost: &[u16]) {
+    let mut words: Vec<(u16, u16)> = Vec::with_capacity(lost.len());
+    for sequence in lost {
+        match words.last_mut().map(|(first, mask)| (sequence.wrapping_sub(*first), mask)) {
+            Some((0, _)) => {}
+            Some((behind @ 1..=16, mask)) => *mask |= 1 << (behind - 1),
+            _ => words.push((*sequence, 0)),
+        }
+    }
+    header(out, 1, RTPFB, 8 + 4 * words.len());
+    out.extend_from_slice(&from.to_be_bytes());
+    out.extend_from_slice(&ssrc.to_be_bytes());
+    for (first, mask) in words {
+        out.extend_from_slice(&first.to_be_bytes());
+        out.extend_from_slice(&mask.to_be_bytes());
     }
 }
 
@@ -208,6 +318,39 @@ mod tests {
         assert_eq!((blocks.next(), blocks.next()), (Some(block), None));
         assert_eq!(got.next(), Some(Ok(Packet::Pli { ssrc: 8 })));
         assert_eq!(got.next(), None);
+    }
+
+    #[test]
+    fn lost_packets_are_named_and_read_back() {
+        for lost in [&[7u16][..], &[1, 2, 17, 18, 40], &[65_534, 65_535, 0, 1, 16]] {
+            let mut out = Vec::new();
+            write_nack(&mut out, 1, 8, lost);
+            let Some(Ok(Packet::Nack { ssrc: 8, lost: got })) = packets(&out).next() else { panic!("a NACK") };
+            assert_eq!(got.sequences().collect::<Vec<_>>(), lost);
+        }
+    }
+
+    #[test]
+    fn round_trips_are_asked_for_and_told() {
+        let mut out = Vec::new();
+        write_reference_time(&mut out, 1, 0x0123_4567_89AB_CDEF);
+        write_delay(&mut out, 1, 2, 3, 4);
+        let mut got = Vec::new();
+        for packet in packets(&out) {
+            let Ok(Packet::Extended { from: 1, blocks }) = packet else { panic!("extended reports") };
+            got.extend(blocks);
+        }
+        assert_eq!(got, [XrBlock::ReferenceTime(0x0123_4567_89AB_CDEF), XrBlock::Delay { ssrc: 2, last_rr: 3, delay: 4 }]);
+        // A block that promises more than there is.
+        let cut = [0x80, XR, 0, 2, 0, 0, 0, 1, 5, 0, 0, 9];
+        let Some(Ok(Packet::Extended { mut blocks, .. })) = packets(&cut).next() else { panic!("an extended report") };
+        assert_eq!(blocks.next(), None);
+    }
+
+    #[test]
+    fn a_bandwidth_is_mantissa_and_exponent() {
+        let remb = [0x8F, PSFB, 0, 5, 0, 0, 0, 1, 0, 0, 0, 0, b'R', b'E', b'M', b'B', 1, 0x03 << 2 | 1, 0, 5, 0, 0, 0, 9];
+        assert_eq!(packets(&remb).next(), Some(Ok(Packet::Remb { bps: (0x1_0005) << 3 })));
     }
 
     #[test]

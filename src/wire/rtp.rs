@@ -116,6 +116,8 @@ impl<'a> Iterator for Extensions<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing {
     pub marker: bool,
+    /// The packet ends with padding (RFC 3550 §5.1), for the caller to write.
+    pub has_padding: bool,
     pub payload_type: u8,
     pub sequence: u16,
     pub timestamp: u32,
@@ -132,7 +134,7 @@ pub fn write_header<'e>(
 ) -> Option<usize> {
     let mut len = FIXED_LEN + csrcs.len();
     let some = extensions.clone().next().is_some();
-    let first = 0x80 | if some { 0x10 } else { 0 } | (csrcs.len() / 4) as u8;
+    let first = 0x80 | if fields.has_padding { 0x20 } else { 0 } | if some { 0x10 } else { 0 } | (csrcs.len() / 4) as u8;
     let second = if fields.marker { 0x80 } else { 0 } | fields.payload_type & 0x7F;
     out.get_mut(..2)?.copy_from_slice(&[first, second]);
     out.get_mut(2..4)?.copy_from_slice(&fields.sequence.to_be_bytes());
@@ -169,8 +171,16 @@ pub fn write_header<'e>(
 pub struct FrameInfo {
     /// The first packet of a frame from which a decoder can start.
     pub starts_key_frame: bool,
+    /// The first packet of a frame, where the payload tells; of several spatial layers each has its own frame.
+    pub starts_frame: bool,
+    /// The last packet of a frame, where the payload tells.
+    pub ends_frame: bool,
+    /// Spatial layer, in a stream that carries several.
+    pub spatial_id: Option<u8>,
     /// Temporal layer; 0 when unknown.
     pub temporal_id: u8,
+    /// Depends on nothing but the base layer: a receiver of lower temporal layers may go up here.
+    pub is_switching_up: bool,
 }
 
 /// The payload formats that are forwarded.
@@ -254,6 +264,8 @@ pub enum Extension {
     Mid,
     /// RFC 8852
     Rid,
+    /// RFC 8852: whose retransmission this is.
+    RepairedRid,
     /// RFC 6464
     AudioLevel,
     /// draft-holmer-rmcat-transport-wide-cc-extensions-01
@@ -270,9 +282,10 @@ pub enum Extension {
 }
 
 impl Extension {
-    pub const ALL: [Extension; 10] = [
+    pub const ALL: [Extension; 11] = [
         Self::Mid,
         Self::Rid,
+        Self::RepairedRid,
         Self::AudioLevel,
         Self::TransportCc,
         Self::AbsCaptureTime,
@@ -287,6 +300,7 @@ impl Extension {
         match self {
             Self::Mid => "urn:ietf:params:rtp-hdrext:sdes:mid",
             Self::Rid => "urn:ietf:params:rtp-hdrext:sdes:rtp-stream-id",
+            Self::RepairedRid => "urn:ietf:params:rtp-hdrext:sdes:repaired-rtp-stream-id",
             Self::AudioLevel => "urn:ietf:params:rtp-hdrext:ssrc-audio-level",
             Self::TransportCc => "http://www.ietf.org/id/draft-holmer-rmcat-transport-wide-cc-extensions-01",
             Self::AbsCaptureTime => "http://www.webrtc.org/experiments/rtp-hdrext/abs-capture-time",
@@ -304,7 +318,7 @@ impl Extension {
 
     /// Whether it describes the media itself and so travels on to subscribers; the others describe one hop.
     pub fn is_end_to_end(self) -> bool {
-        !matches!(self, Self::Mid | Self::Rid | Self::TransportCc)
+        !matches!(self, Self::Mid | Self::Rid | Self::RepairedRid | Self::TransportCc)
     }
 }
 
@@ -330,7 +344,7 @@ impl ExtensionMap {
 mod tests {
     use super::*;
 
-    const FIELDS: Outgoing = Outgoing { marker: true, payload_type: 96, sequence: 7, timestamp: 8, ssrc: 9 };
+    const FIELDS: Outgoing = Outgoing { marker: true, has_padding: false, payload_type: 96, sequence: 7, timestamp: 8, ssrc: 9 };
 
     #[test]
     fn extensions_survive_a_round_trip_in_both_forms() {

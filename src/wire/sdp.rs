@@ -100,13 +100,13 @@ impl Format {
         Self { codec, variant }
     }
 
-    /// The payload type in `offered` that takes this format: the same profile, else the same way of packing.
-    pub fn payload_type_in(self, offered: &[OfferedFormat]) -> Option<u8> {
+    /// The one of `offered` that takes this format: the same profile, else the same way of packing.
+    pub fn among(self, offered: &[OfferedFormat]) -> Option<&OfferedFormat> {
         let exact = offered.iter().find(|o| o.format == self);
         let close = || {
             offered.iter().find(|o| o.format.codec == self.codec && self.codec == Codec::H264 && o.format.variant >> 8 == self.variant >> 8)
         };
-        exact.or_else(close).map(|o| o.payload_type)
+        exact.or_else(close)
     }
 }
 
@@ -118,6 +118,8 @@ pub struct OfferedFormat {
     /// The text behind the payload type in `a=rtpmap`, repeated in the answer.
     pub rtpmap: String,
     pub fmtp: Option<String>,
+    /// Payload type of its retransmissions (RFC 4588 §8.1).
+    pub rtx: Option<u8>,
 }
 
 /// A certificate's digest (RFC 8122).
@@ -143,6 +145,8 @@ pub struct Section {
     /// Stream and track id of `a=msid` (RFC 8830).
     pub msid: Option<(String, String)>,
     pub ssrcs: Vec<u32>,
+    /// Sources and those of their retransmissions: `a=ssrc-group:FID` (RFC 5576 §4.2).
+    pub repairs: Vec<(u32, u32)>,
     /// Ids of the simulcast encodings that the offerer sends, lowest first (RFC 8853).
     pub rids: Vec<String>,
     pub sctp_port: Option<u16>,
@@ -228,6 +232,7 @@ impl Section {
                 .and_then(|v| v.split_once(' '))
                 .map(|(stream, track)| (stream.trim().to_owned(), track.trim().to_owned())),
             ssrcs: ssrcs(attributes),
+            repairs: values(attributes, "ssrc-group").filter_map(parse_repair).collect(),
             rids: rids(attributes),
             sctp_port: value(attributes, "sctp-port").and_then(|v| v.trim().parse().ok()),
         })
@@ -262,6 +267,12 @@ fn parse_extmap(text: &str) -> Option<(u8, Extension)> {
     (id != 0 && id != 15).then_some((id, extension))
 }
 
+/// `FID <source> <its retransmissions>`.
+fn parse_repair(text: &str) -> Option<(u32, u32)> {
+    let mut words = text.strip_prefix("FID ")?.split_whitespace();
+    Some((words.next()?.parse().ok()?, words.next()?.parse().ok()?))
+}
+
 fn formats(media: &Media) -> Vec<OfferedFormat> {
     let rtpmaps: Vec<(u8, &str)> = values(&media.attributes, "rtpmap").filter_map(numbered).collect();
     let fmtps: Vec<(u8, &str)> = values(&media.attributes, "fmtp").filter_map(numbered).collect();
@@ -272,7 +283,10 @@ fn formats(media: &Media) -> Vec<OfferedFormat> {
             let codec = Codec::from_name(rtpmap.split('/').next()?)?;
             let fmtp = fmtps.iter().find(|(pt, _)| *pt == payload_type).map(|(_, f)| (*f).to_owned());
             let format = Format::new(codec, fmtp.as_deref().unwrap_or_default());
-            Some(OfferedFormat { payload_type, format, rtpmap: (*rtpmap).to_owned(), fmtp })
+            let repairs = |pt: &u8| rtpmaps.iter().any(|(p, name)| p == pt && name.to_ascii_lowercase().starts_with("rtx/"));
+            let of_this = |text: &str| text.split(';').any(|p| p.trim().strip_prefix("apt=") == Some(&payload_type.to_string()));
+            let rtx = fmtps.iter().find(|(pt, text)| of_this(text) && repairs(pt)).map(|(pt, _)| *pt);
+            Some(OfferedFormat { payload_type, format, rtpmap: (*rtpmap).to_owned(), fmtp, rtx })
         })
         .collect()
 }

@@ -14,6 +14,8 @@ pub struct Descriptor {
     pub picture_id: Option<PictureId>,
     pub tl0_pic_idx: Option<u8>,
     pub temporal_id: u8,
+    /// The Y bit: depends only on the base layer.
+    pub is_layer_sync: bool,
     picture_id_at: usize,
     tl0_at: usize,
     /// Length of the descriptor, bytes.
@@ -25,6 +27,15 @@ pub struct Descriptor {
 pub struct PictureId {
     pub value: u16,
     pub is_15_bit: bool,
+}
+
+impl PictureId {
+    /// Extended by what came before.
+    pub fn extend(self, newest: u64) -> u64 {
+        let half = if self.is_15_bit { 0x4000 } else { 0x40 };
+        let step = u64::from(self.value).wrapping_sub(newest) & (2 * half - 1);
+        if step < half { newest + step } else { newest + step - 2 * half }
+    }
 }
 
 impl Descriptor {
@@ -57,6 +68,7 @@ impl Descriptor {
             let &byte = payload.get(d.len)?;
             if flags & 0x20 != 0 {
                 d.temporal_id = byte >> 6;
+                d.is_layer_sync = byte & 0x20 != 0;
             }
             d.len += 1;
         }
@@ -84,7 +96,13 @@ pub fn frame_info(payload: &[u8]) -> FrameInfo {
     let Some(d) = Descriptor::read(payload) else { return FrameInfo::default() };
     // The P bit of the frame tag (RFC 6386 §9.1) is 0 in a key frame.
     let is_key = payload.get(d.len).is_some_and(|tag| tag & 1 == 0);
-    FrameInfo { starts_key_frame: d.starts_frame && is_key, temporal_id: d.temporal_id }
+    FrameInfo {
+        starts_key_frame: d.starts_frame && is_key,
+        starts_frame: d.starts_frame,
+        temporal_id: d.temporal_id,
+        is_switching_up: d.is_layer_sync,
+        ..FrameInfo::default()
+    }
 }
 
 #[cfg(test)]
@@ -93,20 +111,34 @@ mod tests {
 
     #[test]
     fn descriptors() {
-        let rows: &[(&str, &[u8], FrameInfo)] = &[
-            ("bare key", &[0x10, 0x00], FrameInfo { starts_key_frame: true, temporal_id: 0 }),
-            ("bare inter", &[0x10, 0x01], FrameInfo::default()),
-            ("second packet", &[0x00, 0x00], FrameInfo::default()),
-            ("second partition", &[0x11, 0x00], FrameInfo::default()),
-            (
-                "15-bit id, TL0, TID 2, key",
-                &[0x90, 0xE0, 0x81, 0x02, 0x09, 0x80, 0x00],
-                FrameInfo { starts_key_frame: true, temporal_id: 2 },
-            ),
-            ("cut inside", &[0x90, 0xE0, 0x81], FrameInfo::default()),
+        // (bytes, starts a key frame, starts a frame, temporal layer, layer sync)
+        let rows: &[(&str, &[u8], bool, bool, u8, bool)] = &[
+            ("bare key", &[0x10, 0x00], true, true, 0, false),
+            ("bare inter", &[0x10, 0x01], false, true, 0, false),
+            ("second packet", &[0x00, 0x00], false, false, 0, false),
+            ("second partition", &[0x11, 0x00], false, false, 0, false),
+            ("15-bit id, TL0, TID 2, key", &[0x90, 0xE0, 0x81, 0x02, 0x09, 0x80, 0x00], true, true, 2, false),
+            ("TID 1, Y", &[0x90, 0xE0, 0x81, 0x02, 0x09, 0x60, 0x01], false, true, 1, true),
+            ("cut inside", &[0x90, 0xE0, 0x81], false, false, 0, false),
         ];
-        for (name, bytes, want) in rows {
-            assert_eq!(frame_info(bytes), *want, "{name}");
+        for (name, bytes, starts_key_frame, starts_frame, temporal_id, is_switching_up) in rows.iter().copied() {
+            let want = FrameInfo { starts_key_frame, starts_frame, temporal_id, is_switching_up, ..FrameInfo::default() };
+            assert_eq!(frame_info(bytes), want, "{name}");
+        }
+    }
+
+    #[test]
+    fn picture_ids_are_extended_in_their_own_width() {
+        let wide = |value| PictureId { value, is_15_bit: true };
+        let narrow = |value| PictureId { value, is_15_bit: false };
+        for (id, newest, want) in [
+            (wide(5), 0x1_0000, 0x1_0005),
+            (wide(0x7FFF), 0x1_0000, 0xFFFF),
+            (wide(0), 0xFFFF, 0x1_0000),
+            (narrow(0), 0x1_007F, 0x1_0080),
+            (narrow(0x7E), 0x1_0080, 0x1_007E),
+        ] {
+            assert_eq!(id.extend(newest), want, "{id:?} after {newest:x}");
         }
     }
 

@@ -1,0 +1,549 @@
+//! Media of one participant: what it sends is unprotected, placed and repaired here, what it hears is renumbered and
+//! protected. Bytes stay where they are: [`Media`] says what they mean.
+//!
+//! In:   SRTP -> source (mid, rid, SSRC) -> [`RtpIn`]; a retransmission takes its original's number (RFC 4588 §4).
+//! Out:  [`Session::forward`] and [`Session::resend`] write one packet into a slot of the egress.
+//! RTCP: receiver reports, round-trip requests and NACKs to publishers; sender reports to hearers.
+
+use super::negotiate::{self, Receive};
+use super::{Effect, Session, SessionDrop};
+use crate::base::id::{PathId, TrackId};
+use crate::base::time::{Duration, Instant};
+use crate::engine::rtp_in::{Arrival, RtpIn};
+use crate::engine::rtp_out::{Input, Mapped, RtpOut, Verdict};
+use crate::engine::srtp::Sender;
+use crate::wire::rtcp::{self, XrBlock};
+use crate::wire::rtp::{self, Extension, ExtensionMap, FrameInfo};
+use crate::wire::sdp::{Format, OfferedFormat};
+use crate::wire::vp8;
+use std::ops::Range;
+
+/// Replaced sources that are remembered, so that they do not come back.
+const RETIRED_MAX: usize = 64;
+/// Room that a forwarded packet needs beyond its payload: header, extensions, number of a retransmission, padding, tag.
+pub const FORWARD_OVERHEAD_MAX: usize = 12 + 60 + 4 + 128 + 2 + 4 + 16;
+/// Assumed until a report tells the round trip.
+const RTT_UNKNOWN: Duration = Duration::from_millis(100);
+/// Retransmissions may take half of what is sent anew, and this much at once, bytes.
+const CREDIT_MAX: usize = 128 * 1024;
+
+/// A decrypted packet on its way to its hearers; `header` and `payload` point into the packet's bytes.
+#[derive(Clone, Debug)]
+pub struct Media {
+    pub track: TrackId,
+    pub layer: u8,
+    pub format: Format,
+    /// As the publisher numbered it; of a retransmission, the original's.
+    pub header: rtp::Header,
+    pub payload: Range<usize>,
+    /// Extended sequence number.
+    pub sequence: u64,
+    /// When it was captured, on our clock, NTP format.
+    pub ntp: Option<u64>,
+    pub frame: FrameInfo,
+    /// Descriptor and extended picture id of VP8.
+    pub picture: Option<(vp8::Descriptor, u64)>,
+    /// Which id the sender gave each extension.
+    pub extensions: ExtensionMap,
+    /// RFC 6464: -dBov, 0 loudest, 127 silent.
+    pub audio_level: Option<u8>,
+}
+
+impl Media {
+    fn input(&self, now: Instant) -> Input {
+        Input {
+            now,
+            ssrc: self.header.ssrc,
+            layer: self.layer,
+            sequence: self.sequence,
+            timestamp: self.header.timestamp,
+            marker: self.header.marker,
+            ntp: self.ntp,
+            picture: self.picture.map(|(descriptor, id)| (id, descriptor.tl0_pic_idx.unwrap_or(0))),
+            ends_spatial: self.frame.spatial_id.filter(|_| self.frame.ends_frame),
+        }
+    }
+}
+
+/// How a packet passes to one hearer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// With spatial layers up to `spatial_max`.
+    Continue { spatial_max: u8 },
+    /// The hearer's stream goes on from this packet's source.
+    Start { spatial_max: u8 },
+    /// Its layer is not wanted: what follows closes up.
+    Skip,
+}
+
+pub(super) struct Source {
+    pub(super) section: usize,
+    layer: u8,
+    stream: RtpIn,
+    picture_newest: u64,
+}
+
+pub(super) struct Outgoing {
+    pub(super) plan: negotiate::Send,
+    stream: RtpOut,
+    has_reported: bool,
+}
+
+impl Outgoing {
+    pub(super) fn new(plan: negotiate::Send) -> Self {
+        let clock_rate = plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
+        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, clock_rate, (plan.ssrc.0 >> 8) as u16);
+        Self { plan, stream, has_reported: false }
+    }
+
+    /// Goes on under another plan.
+    pub(super) fn replan(mut self, plan: negotiate::Send) -> Self {
+        if (&self.plan.formats, self.plan.extensions) != (&plan.formats, plan.extensions) {
+            self.stream.change_form();
+        }
+        Self { plan, ..self }
+    }
+}
+
+/// What reports tell of the way to the client and back.
+pub(super) struct RoundTrip {
+    smoothed: Option<Duration>,
+    /// The client asked for ours: who, its stamp, and when.
+    asked: Option<(u32, u32, Instant)>,
+}
+
+impl Default for RoundTrip {
+    fn default() -> Self {
+        Self { smoothed: None, asked: None }
+    }
+}
+
+impl RoundTrip {
+    pub(super) fn get(&self) -> Duration {
+        self.smoothed.unwrap_or(RTT_UNKNOWN)
+    }
+
+    /// Our stamp came back (RFC 3550 §6.4.1, figure 2): `last` are its middle bits, `delay` in 1/65536 s.
+    fn told(&mut self, now: Instant, last: u32, delay: u32) {
+        let elapsed = ((now.as_ntp() >> 16) as u32).wrapping_sub(last).wrapping_sub(delay);
+        // Not ours, or a lie: a round trip of half a minute has no use anyhow.
+        if last == 0 || elapsed > 30 << 16 {
+            return;
+        }
+        let sample = Duration::from_micros((u64::from(elapsed) * 1_000_000) >> 16);
+        self.smoothed = Some(self.smoothed.map_or(sample, |s| (s * 7 + sample) / 8));
+    }
+}
+
+impl Session {
+    /// Round trip to the client; a guess until it has told.
+    pub fn rtt(&self) -> Duration {
+        self.round_trip.get()
+    }
+
+    /// Unprotects an RTP packet in place. `None`: a probe that carries nothing.
+    pub fn handle_rtp(
+        &mut self,
+        now: Instant,
+        path: PathId,
+        packet: &mut [u8],
+        out: &mut Vec<Effect>,
+    ) -> Result<Option<Media>, SessionDrop> {
+        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
+        let (mut header, len) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
+        let packet = &packet[..len];
+        self.media_arrived(now, path, out);
+        if self.retired.contains(&header.ssrc) {
+            return Err(SessionDrop::UnknownSource);
+        }
+        let mut payload = header.payload(packet).map_err(|_| SessionDrop::MalformedRtp)?;
+        let repaired = self.repaired(&header, packet);
+        if let Some((section, _)) = repaired {
+            self.note_arrival(now, section, &header, packet);
+        }
+        if let Some((_, source)) = repaired {
+            // RFC 4588 §4: the original's number stands before the original's payload.
+            let Some(number) = packet[payload.clone()].get(..2) else { return Ok(None) };
+            let source = source.ok_or(SessionDrop::UnknownSource)?;
+            let formats = &self.receive[self.sources[&source].section].formats;
+            let original = formats.iter().find(|f| f.rtx == Some(header.payload_type)).ok_or(SessionDrop::UnknownSource)?;
+            header.sequence = u16::from_be_bytes([number[0], number[1]]);
+            header.payload_type = original.payload_type;
+            header.ssrc = source;
+            payload.start += 2;
+        } else if !self.sources.contains_key(&header.ssrc) {
+            let (section, layer) = self.place(&header, packet).ok_or(SessionDrop::UnknownSource)?;
+            self.adopt_source(section, layer, &header);
+        }
+        let source = self.sources.get_mut(&header.ssrc).ok_or(SessionDrop::UnknownSource)?;
+        let (at, section) = (source.section, &self.receive[source.section]);
+        let format = offered(&section.formats, header.payload_type).ok_or(SessionDrop::UnknownSource)?.format;
+        let sequence = match source.stream.arrived(now, header.sequence, header.timestamp, repaired.is_some()) {
+            Arrival::New(sequence) => sequence,
+            Arrival::Duplicate => return Err(SessionDrop::Duplicate),
+            Arrival::TooOld => return Err(SessionDrop::TooOld),
+        };
+        let frame = format.codec.frame_info(&packet[payload.clone()]);
+        if frame.starts_key_frame {
+            source.stream.key_frame(sequence);
+        }
+        let picture = (format.codec == rtp::Codec::Vp8).then(|| vp8::Descriptor::read(&packet[payload.clone()])).flatten();
+        let picture = picture.map(|descriptor| {
+            let id = descriptor.picture_id.map_or(0, |id| id.extend(source.picture_newest));
+            source.picture_newest = source.picture_newest.max(id);
+            (descriptor, id)
+        });
+        let ntp = source.stream.ntp_at(header.timestamp).and_then(|theirs| self.clock.to_ours(theirs));
+        let (track, layer, extensions) = (section.track, source.layer, section.extensions);
+        let mut media = Media { track, layer, format, header, payload, sequence, ntp, frame, picture, extensions, audio_level: None };
+        if repaired.is_none() {
+            media.audio_level = self.note_arrival(now, at, &media.header, packet);
+        }
+        Ok(Some(media))
+    }
+
+    /// What the hop's own extensions say; the audio level when there is one.
+    fn note_arrival(&mut self, now: Instant, section: usize, header: &rtp::Header, packet: &[u8]) -> Option<u8> {
+        let mut audio_level = None;
+        for (id, value) in header.extensions(packet) {
+            match (self.receive[section].extensions.extension(id), value) {
+                (Some(Extension::TransportCc), &[high, low]) => self.arrivals.arrived(now, u16::from_be_bytes([high, low])),
+                (Some(Extension::AudioLevel), &[level, ..]) => audio_level = Some(level & 0x7F),
+                _ => {}
+            }
+        }
+        audio_level
+    }
+
+    /// Of a retransmission: its section, and the source it repairs, when that is known.
+    fn repaired(&mut self, header: &rtp::Header, packet: &[u8]) -> Option<(usize, Option<u32>)> {
+        if self.sources.contains_key(&header.ssrc) {
+            return None;
+        }
+        if let Some((source, of)) = self.repairs.get(&header.ssrc).and_then(|s| Some((*s, self.sources.get(s)?))) {
+            return Some((of.section, Some(source)));
+        }
+        let is_of = |r: &Receive| r.formats.iter().any(|f| f.rtx == Some(header.payload_type));
+        let section = self
+            .by_extension(header, packet, Extension::Mid)
+            .map(|(at, _)| at)
+            .or_else(|| self.receive.iter().position(|r| r.repairs.iter().any(|(_, rtx)| *rtx == header.ssrc)))
+            .or_else(|| self.receive.iter().position(is_of))
+            .filter(|at| is_of(&self.receive[*at]))?;
+        let announced = self.receive[section].repairs.iter().find(|(_, rtx)| *rtx == header.ssrc).map(|(source, _)| *source);
+        let layer = match self.by_extension(header, packet, Extension::RepairedRid) {
+            Some((_, rid)) => self.receive[section].rids.iter().position(|r| r.as_bytes() == rid).map(|l| l as u8),
+            None => self.receive[section].rids.is_empty().then_some(0),
+        };
+        let by_layer = || self.sources.iter().find(|(_, s)| Some((s.section, s.layer)) == layer.map(|l| (section, l))).map(|(ssrc, _)| *ssrc);
+        let source = announced.filter(|s| self.sources.contains_key(s)).or_else(by_layer);
+        if let Some(source) = source {
+            if self.repairs.len() >= RETIRED_MAX {
+                self.repairs.clear();
+            }
+            self.repairs.insert(header.ssrc, source);
+        }
+        Some((section, source))
+    }
+
+    /// A new stream, in the place of the one that its layer had.
+    fn adopt_source(&mut self, section: usize, layer: u8, header: &rtp::Header) {
+        let clock_rate = self.receive[section].formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
+        let old = self.sources.iter().find(|(_, s)| (s.section, s.layer) == (section, layer)).map(|(ssrc, _)| *ssrc);
+        if let Some(old) = old {
+            self.sources.remove(&old);
+            self.source_order.retain(|ssrc| *ssrc != old);
+            self.retired.push_back(old);
+            if self.retired.len() > RETIRED_MAX {
+                self.retired.pop_front();
+            }
+        }
+        let stream = RtpIn::new(header.ssrc, clock_rate, header.sequence);
+        self.sources.insert(header.ssrc, Source { section, layer, stream, picture_newest: 1 << 16 });
+        self.source_order.push(header.ssrc);
+    }
+
+    /// The section whose id for `extension` the packet carries, with the value; for mid, the section that has this mid.
+    fn by_extension<'p>(&self, header: &rtp::Header, packet: &'p [u8], extension: Extension) -> Option<(usize, &'p [u8])> {
+        self.receive.iter().enumerate().find_map(|(at, section)| {
+            let id = section.extensions.id(extension)?;
+            let value = header.extensions(packet).find(|(i, _)| *i == id)?.1;
+            (extension != Extension::Mid || section.mid.as_bytes() == value).then_some((at, value))
+        })
+    }
+
+    /// Which section and layer a new source belongs to: by mid and rid, by announced SSRC, by payload type.
+    fn place(&self, header: &rtp::Header, packet: &[u8]) -> Option<(usize, u8)> {
+        let by_ssrc = || self.receive.iter().position(|r| r.ssrcs.contains(&header.ssrc));
+        let by_payload_type = || {
+            let fits = |r: &Receive| r.rids.is_empty() && offered(&r.formats, header.payload_type).is_some();
+            let mut fitting = self.receive.iter().enumerate().filter(|(_, r)| fits(r));
+            fitting.next().filter(|_| fitting.next().is_none()).map(|(at, _)| at)
+        };
+        let by_mid = self.by_extension(header, packet, Extension::Mid).map(|(at, _)| at);
+        let section = by_mid.or_else(by_ssrc).or_else(by_payload_type)?;
+        offered(&self.receive[section].formats, header.payload_type)?;
+        let rids = &self.receive[section].rids;
+        if rids.is_empty() {
+            return Some((section, 0));
+        }
+        let (_, rid) = self.by_extension(header, packet, Extension::Rid)?;
+        let layer = rids.iter().position(|r| r.as_bytes() == rid)?;
+        Some((section, layer as u8))
+    }
+
+    /// Whether somebody hears or awaits this source: only then it is repaired.
+    pub fn set_watched(&mut self, ssrc: u32, is_watched: bool) {
+        if let Some(source) = self.sources.get_mut(&ssrc) {
+            // Sound is not repaired: nobody negotiates it, and it would come too late.
+            let is_video = self.receive[source.section].formats.iter().any(|f| f.format.codec.is_video());
+            source.stream.set_watched(is_watched && is_video);
+        }
+    }
+
+    pub fn handle_rtcp(&mut self, now: Instant, path: PathId, packet: &mut [u8], out: &mut Vec<Effect>) -> Result<(), SessionDrop> {
+        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
+        let len = receiver.unprotect_rtcp(packet).map_err(SessionDrop::Srtp)?;
+        self.media_arrived(now, path, out);
+        for part in rtcp::packets(&packet[..len]) {
+            match part.map_err(|_| SessionDrop::MalformedRtp)? {
+                rtcp::Packet::SenderReport(info, blocks) => {
+                    if let Some(source) = self.sources.get_mut(&info.ssrc) {
+                        source.stream.sender_report(now, info);
+                        self.clock.report(now.as_ntp(), info.ntp);
+                    }
+                    self.take_blocks(now, blocks);
+                }
+                rtcp::Packet::ReceiverReport(blocks) => self.take_blocks(now, blocks),
+                rtcp::Packet::Extended { from, blocks } => {
+                    for block in blocks {
+                        match block {
+                            XrBlock::ReferenceTime(ntp) => self.round_trip.asked = Some((from, (ntp >> 16) as u32, now)),
+                            XrBlock::Delay { ssrc, last_rr, delay } if ssrc == self.rtcp_ssrc => {
+                                self.round_trip.told(now, last_rr, delay);
+                            }
+                            XrBlock::Delay { .. } => {}
+                        }
+                    }
+                }
+                rtcp::Packet::Pli { ssrc } | rtcp::Packet::Fir { ssrc } => {
+                    if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == ssrc) {
+                        out.push(Effect::KeyFrameWanted(outgoing.plan.track));
+                    }
+                }
+                rtcp::Packet::Nack { ssrc, lost } => {
+                    let rtt = self.round_trip.get();
+                    if let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc) {
+                        let track = outgoing.plan.track;
+                        out.extend(lost.sequences().map(|number| match outgoing.stream.recall(now, number, rtt) {
+                            Some(r) => Effect::Resend { track, layer: r.layer, sequence: r.sequence },
+                            None => Effect::ResendRefused,
+                        }));
+                    }
+                }
+                // Acted on when the estimate of a receiver's bandwidth exists.
+                rtcp::Packet::Remb { .. } | rtcp::Packet::TransportCc(_) | rtcp::Packet::Bye | rtcp::Packet::Other { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn take_blocks(&mut self, now: Instant, blocks: rtcp::Blocks<'_>) {
+        for block in blocks {
+            if self.outgoing.iter().any(|o| o.stream.ssrc() == block.ssrc) {
+                self.round_trip.told(now, block.last_sr, block.delay_since_last_sr);
+            }
+        }
+    }
+
+    /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `padded_to` is the payload
+    /// length that makes it as long as its neighbours.
+    pub fn forward(
+        &mut self,
+        now: Instant,
+        media: &Media,
+        packet: &[u8],
+        passage: Passage,
+        padded_to: usize,
+        slot: &mut [u8],
+    ) -> Option<usize> {
+        let (_, sender) = self.keys.as_ref()?;
+        let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
+        let format = media.format.among(&outgoing.plan.formats)?;
+        let input = media.input(now);
+        match passage {
+            Passage::Continue { spatial_max } if outgoing.stream.follows(&input) => {
+                if media.frame.spatial_id.is_some() {
+                    outgoing.stream.limit_spatial(&input, spatial_max);
+                }
+            }
+            Passage::Start { spatial_max } | Passage::Continue { spatial_max } => outgoing.stream.switch(&input, spatial_max),
+            Passage::Skip => {}
+        }
+        let verdict = match passage {
+            Passage::Skip => outgoing.stream.skip(&input, true),
+            _ if media.payload.is_empty() => outgoing.stream.skip(&input, false),
+            _ => outgoing.stream.map(&input),
+        };
+        // A retransmission without a source of its own must be the same packet again: it is never padded.
+        let padding = if format.rtx.is_some() { padded_to.saturating_sub(media.payload.len()) } else { 0 };
+        let (mapped, payload, padding) = match verdict {
+            Verdict::Send(mapped) => (mapped, &packet[media.payload.clone()], padding),
+            Verdict::Fill(mapped) => (mapped, &[][..], 1),
+            Verdict::Leave => return None,
+        };
+        outgoing.stream.sent(payload.len());
+        self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
+        let place = Place { payload_type: format.payload_type, ssrc: outgoing.plan.ssrc.0, index: mapped.index, original: None, padding };
+        write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
+    }
+
+    /// Writes a packet once more, on the source of retransmissions where the client has one.
+    pub fn resend(&mut self, now: Instant, media: &Media, packet: &[u8], slot: &mut [u8]) -> Option<usize> {
+        let (_, sender) = self.keys.as_ref()?;
+        let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
+        let format = media.format.among(&outgoing.plan.formats)?;
+        self.credit = self.credit.checked_sub(media.payload.len())?;
+        let input = media.input(now);
+        let (mapped, payload, padding) = match outgoing.stream.map(&input) {
+            Verdict::Send(mapped) => (mapped, &packet[media.payload.clone()], 0),
+            Verdict::Fill(mapped) => (mapped, &[][..], 1),
+            Verdict::Leave => return None,
+        };
+        let plain = Place { payload_type: format.payload_type, ssrc: outgoing.plan.ssrc.0, index: mapped.index, original: None, padding };
+        let place = match format.rtx {
+            Some(payload_type) => Place {
+                payload_type,
+                ssrc: outgoing.stream.rtx_ssrc(),
+                index: outgoing.stream.next_rtx(),
+                original: Some(mapped.index as u16),
+                padding,
+            },
+            None => plain,
+        };
+        write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
+    }
+
+    /// Asks the client for a key frame of one layer of its track.
+    pub fn request_key_frame(&mut self, track: TrackId, layer: u8, out: &mut Vec<Effect>) {
+        let Some(section) = self.receive.iter().position(|r| r.track == track) else { return };
+        let ssrc = self.source_order.iter().find(|ssrc| self.sources.get(ssrc).is_some_and(|s| (s.section, s.layer) == (section, layer)));
+        if let Some(&ssrc) = ssrc {
+            let mut pli = Vec::with_capacity(48);
+            rtcp::write_pli(&mut pli, self.rtcp_ssrc, ssrc);
+            self.send_rtcp(pli, out);
+        }
+    }
+
+    /// When the next packet should be asked for again.
+    pub(super) fn repair_deadline(&self) -> Option<Instant> {
+        self.sources.values().filter_map(|s| s.stream.deadline()).min()
+    }
+
+    /// Asks for what is missing.
+    pub(super) fn repair(&mut self, now: Instant, compound: &mut Vec<u8>, out: &mut Vec<Effect>) {
+        let rtt = self.round_trip.get();
+        let mut lost = Vec::new();
+        for ssrc in &self.source_order {
+            let Some(source) = self.sources.get_mut(ssrc) else { continue };
+            if source.stream.nacks(now, rtt, &mut lost) {
+                out.push(Effect::PictureLost { track: self.receive[source.section].track, layer: source.layer });
+            }
+            if !lost.is_empty() {
+                out.push(Effect::Nacked(lost.len()));
+                rtcp::write_nack(compound, self.rtcp_ssrc, *ssrc, &lost);
+                lost.clear();
+            }
+        }
+    }
+
+    /// What is said every second: about what came, about what went, and for the round trip.
+    pub(super) fn report(&mut self, now: Instant, compound: &mut Vec<u8>) {
+        let blocks: Vec<_> = self.source_order.iter().filter_map(|s| Some(self.sources.get_mut(s)?.stream.report(now))).collect();
+        for blocks in blocks.chunks(31) {
+            rtcp::write_receiver_report(compound, self.rtcp_ssrc, blocks);
+        }
+        if !blocks.is_empty() {
+            rtcp::write_reference_time(compound, self.rtcp_ssrc, now.as_ntp());
+        }
+        if let Some((to, last_rr, since)) = self.round_trip.asked.take() {
+            let delay = ((now.since(since).as_micros() as u64) << 16) / 1_000_000;
+            rtcp::write_delay(compound, self.rtcp_ssrc, to, last_rr, delay as u32);
+        }
+        for outgoing in &mut self.outgoing {
+            if let Some(info) = outgoing.stream.sender_report(now.as_ntp()) {
+                outgoing.has_reported = true;
+                rtcp::write_sender_report(compound, &info);
+                rtcp::write_cname(compound, info.ssrc, &outgoing.plan.cname);
+            }
+        }
+    }
+
+    /// A stream that has a clock now and has not said so: its receiver cannot put sound and picture together before.
+    pub(super) fn has_news(&self, now: Instant) -> bool {
+        self.outgoing.iter().any(|o| !o.has_reported && o.stream.sender_report(now.as_ntp()).is_some())
+    }
+}
+
+fn offered(formats: &[OfferedFormat], payload_type: u8) -> Option<&OfferedFormat> {
+    formats.iter().find(|f| f.payload_type == payload_type)
+}
+
+/// Where a packet goes in the numbers of its receiver.
+struct Place {
+    payload_type: u8,
+    ssrc: u32,
+    index: u64,
+    /// Of a retransmission: the number it went out with before.
+    original: Option<u16>,
+    padding: usize,
+}
+
+/// Header, payload and tag into `slot`; the packet's length.
+#[allow(clippy::too_many_arguments, reason = "two packets meet here: the one that came and the one that goes")]
+fn write(
+    slot: &mut [u8],
+    sender: &Sender,
+    media: &Media,
+    packet: &[u8],
+    ours: &ExtensionMap,
+    mapped: &Mapped,
+    payload: &[u8],
+    place: &Place,
+) -> Option<usize> {
+    let fields = rtp::Outgoing {
+        marker: mapped.marker,
+        has_padding: place.padding > 0,
+        payload_type: place.payload_type,
+        sequence: place.index as u16,
+        timestamp: mapped.timestamp,
+        ssrc: place.ssrc,
+    };
+    let theirs = media.extensions;
+    let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
+        let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
+        Some((ours.id(extension)?, value))
+    });
+    let header_len = rtp::write_header(slot, fields, media.header.csrcs(packet), extensions)?;
+    let mut at = header_len;
+    if let Some(original) = place.original {
+        slot.get_mut(at..at + 2)?.copy_from_slice(&original.to_be_bytes());
+        at += 2;
+    }
+    let body = slot.get_mut(at..at + payload.len())?;
+    body.copy_from_slice(payload);
+    if let Some((descriptor, _)) = media.picture.filter(|_| !payload.is_empty()) {
+        descriptor.rewrite(body, mapped.picture_id, mapped.tl0_pic_idx);
+    }
+    at += payload.len();
+    if place.padding > 0 {
+        let padding = slot.get_mut(at..at + place.padding)?;
+        padding.fill(0);
+        *padding.last_mut()? = place.padding as u8;
+        at += place.padding;
+    }
+    let len = at + sender.rtp_overhead();
+    sender.protect_rtp(slot.get_mut(..len)?, header_len, fields.ssrc, place.index);
+    Some(len)
+}
+

@@ -1,0 +1,218 @@
+//! Media of one turn to its hearers, hearer by hearer: the key schedule of each stays hot, and packets of one size lie
+//! side by side in the egress, where they become one message for the kernel. And once more to those who missed them.
+//!
+//! ```text
+//! take_media     decrypted packets of the turn, in their buffers
+//! fan_out        room: who gets which -> sorted by hearer -> session writes into the egress -> store keeps them
+//! resend         NACK -> session recalls the packet -> store -> session writes it again
+//! ```
+
+use super::Shard;
+use super::counters::Counter;
+use crate::base::buf::PacketBuf;
+use crate::base::id::{Carrier, SessionId, TrackId};
+use crate::base::time::Now;
+use crate::room::Routed;
+use crate::room::layers::Verdict;
+use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
+
+/// Packets of a turn before it is cut short.
+const TURN_MAX: usize = 256;
+/// Bytes of padding that may make a packet as long as its neighbours (RFC 3550 §5.1).
+const PADDING_MAX: usize = 3;
+/// Packets that a hearer is given from the store when its stream starts with a late one.
+const CATCH_UP_MAX: u64 = 256;
+
+/// What a turn has brought.
+#[derive(Default)]
+pub struct FanOut {
+    packets: Vec<Packet>,
+    deliveries: Vec<Delivery>,
+    routed: Routed,
+}
+
+struct Packet {
+    publisher: SessionId,
+    media: Media,
+    buf: PacketBuf,
+}
+
+#[derive(Clone, Copy)]
+struct Delivery {
+    hearer: SessionId,
+    /// Index of the packet in the turn.
+    at: usize,
+    passage: Passage,
+}
+
+impl Shard {
+    pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
+        self.counters.count(Counter::MediaIn);
+        self.fan_out.packets.push(Packet { publisher, media, buf });
+        if self.fan_out.packets.len() >= TURN_MAX {
+            self.fan_out(now);
+        }
+    }
+
+    /// Gives the packets of this turn to their hearers and keeps them for those who will miss them.
+    pub(super) fn fan_out(&mut self, now: Now) {
+        if self.fan_out.packets.is_empty() {
+            return;
+        }
+        let mut turn = std::mem::take(&mut self.fan_out);
+        for (at, packet) in turn.packets.iter().enumerate() {
+            self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
+        }
+        turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
+        for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
+            self.deliver(now, hearers, &turn.packets);
+        }
+        turn.deliveries.clear();
+        for Packet { media, buf, .. } in turn.packets.drain(..) {
+            if !self.store.put(now.mono, media, &buf) {
+                self.counters.count(Counter::StoreFull);
+            }
+            self.pool.put(buf);
+        }
+        self.fan_out = turn;
+    }
+
+    /// Who gets a packet; what follows from it for its publisher.
+    fn route(&mut self, now: Now, at: usize, packet: &Packet, routed: &mut Routed, deliveries: &mut Vec<Delivery>) {
+        let Packet { publisher, media, .. } = packet;
+        let Some(room_id) = self.places.get(publisher).map(|p| p.room) else { return };
+        let Some(room) = self.rooms.get_mut(&room_id) else { return };
+        if let Some(level) = media.audio_level {
+            room.speakers.observe(now.mono, *publisher, level);
+            if let Some(at) = room.speakers.deadline() {
+                self.timers.arm(super::Timer::Speakers(room_id), at);
+            }
+        }
+        room.route(now.mono, media.track, media.layer, media.frame, routed);
+        deliveries.extend(routed.hearers.iter().map(|(hearer, verdict)| {
+            let passage = match *verdict {
+                Verdict::Forward { spatial_max } => Passage::Continue { spatial_max },
+                Verdict::Start { spatial_max } => Passage::Start { spatial_max },
+                Verdict::Skip | Verdict::Drop => Passage::Skip,
+            };
+            Delivery { hearer: *hearer, at, passage }
+        }));
+        if let Some(session) = self.sessions.get_mut(publisher) {
+            session.set_watched(media.header.ssrc, routed.is_watched);
+        }
+        for layer in routed.key_frames.iter().copied() {
+            self.ask_key_frame(now, *publisher, media.track, layer);
+        }
+    }
+
+    /// All packets of the turn for one hearer.
+    fn deliver(&mut self, now: Now, deliveries: &[Delivery], packets: &[Packet]) {
+        let len = |d: &Delivery| packets[d.at].media.payload.len();
+        let mut run = 0;
+        for (i, delivery) in deliveries.iter().enumerate() {
+            let Packet { media, buf, .. } = &packets[delivery.at];
+            run = padded(run, len(delivery), deliveries[i + 1..].iter().map(len));
+            self.forward(now, delivery.hearer, media, buf, delivery.passage, run);
+            if let Passage::Start { spatial_max } = delivery.passage {
+                self.catch_up(now, delivery.hearer, media, spatial_max);
+            }
+        }
+    }
+
+    /// A stream that starts with a late packet goes on with those that came before it.
+    fn catch_up(&mut self, now: Now, hearer: SessionId, start: &Media, spatial_max: u8) {
+        let Some(newest) = self.store.newest(start.track, start.layer).filter(|n| *n > start.sequence) else { return };
+        for sequence in start.sequence + 1..=newest.min(start.sequence + CATCH_UP_MAX) {
+            let Some((media, packet)) = self.store.get(start.track, start.layer, sequence) else { continue };
+            if media.header.ssrc != start.header.ssrc {
+                continue;
+            }
+            let (media, packet) = (media.clone(), packet.to_vec());
+            self.forward(now, hearer, &media, &packet, Passage::Continue { spatial_max }, 0);
+        }
+    }
+
+    fn forward(&mut self, now: Now, hearer: SessionId, media: &Media, packet: &[u8], passage: Passage, padded_to: usize) {
+        let Some(session) = self.sessions.get_mut(&hearer) else { return };
+        let Some(path) = session.path() else { return };
+        let Some(route) = super::route_of(&self.turn, now, path) else { return self.counters.count(Counter::DropRelayNoRoute) };
+        let padded_to = if matches!(route.carrier, Carrier::Udp { .. }) { padded_to } else { 0 };
+        let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
+        match session.forward(now.mono, media, packet, passage, padded_to, slot) {
+            Some(len) => {
+                self.counters.count(Counter::Forwarded);
+                self.commit(now, route, len, true);
+            }
+            None => drop(self.egress.abandon()),
+        }
+    }
+
+    /// A hearer missed a packet.
+    pub(super) fn resend(&mut self, now: Now, hearer: SessionId, track: TrackId, layer: u8, sequence: u64) {
+        let Some(session) = self.sessions.get_mut(&hearer) else { return };
+        self.store.reach(session.rtt());
+        let Some((media, packet)) = self.store.get(track, layer, sequence) else {
+            return self.counters.count(Counter::ResendNotStored);
+        };
+        let Some(route) = session.path().and_then(|path| super::route_of(&self.turn, now, path)) else { return };
+        let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
+        match session.resend(now.mono, media, packet, slot) {
+            Some(len) => {
+                self.counters.count(Counter::Resent);
+                self.commit(now, route, len, true);
+            }
+            None => {
+                self.counters.count(Counter::ResendCapped);
+                self.egress.abandon();
+            }
+        }
+    }
+
+    pub(super) fn ask_key_frame(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8) {
+        let Some(session) = self.sessions.get_mut(&publisher) else { return };
+        self.counters.count(Counter::KeyFramesAsked);
+        let mut effects = std::mem::take(&mut self.session_effects);
+        session.request_key_frame(track, layer, &mut effects);
+        self.drain_session(now, publisher, effects);
+    }
+}
+
+/// The length that makes a payload of `len` part of a run: that of the run before it, or of those that come. Browsers cut a
+/// frame into pieces that differ by a byte; the kernel takes pieces of one length only.
+fn padded(run: usize, len: usize, next: impl Iterator<Item = usize>) -> usize {
+    let near = |other: usize| other >= len && other - len <= PADDING_MAX;
+    let mut target = len;
+    let mut has_next = false;
+    for other in next.take_while(|other| near(*other) || (*other < len && len - other <= PADDING_MAX)) {
+        has_next = true;
+        target = target.max(other);
+    }
+    // The last one of a run may be shorter.
+    if has_next && near(run) { target.max(run) } else { target }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_of_a_frame_get_one_length() {
+        let rows: &[(&[usize], &[usize])] = &[
+            (&[1100, 1100, 1101, 1101], &[1101, 1101, 1101, 1101]),
+            (&[1101, 1100, 1100], &[1101, 1101, 1100]),
+            (&[1100, 400], &[1100, 400]),
+            (&[100], &[100]),
+            (&[100, 104, 104], &[100, 104, 104]),
+        ];
+        for (lens, want) in rows {
+            let mut run = 0;
+            let got: Vec<usize> = (0..lens.len())
+                .map(|i| {
+                    run = padded(run, lens[i], lens[i + 1..].iter().copied());
+                    run
+                })
+                .collect();
+            assert_eq!(got, *want, "{lens:?}");
+        }
+    }
+}
