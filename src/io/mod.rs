@@ -502,15 +502,16 @@ impl Worker {
         let datagrams = self.shard.egress.datagrams();
         if !datagrams.is_empty() {
             let mut messages: Vec<Transmit<'_>> = Vec::with_capacity(datagrams.len());
-            for (at, socket) in self.udp.iter().enumerate() {
+            for (at, socket) in self.udp.iter_mut().enumerate() {
                 messages.clear();
-                messages.extend(datagrams.iter().filter(|d| usize::from(d.socket.0) == at).map(|d| Transmit {
-                    remote: d.remote.0,
-                    local: d.local,
-                    bytes: self.shard.egress.bytes(d),
-                    segment: None,
+                messages.extend(self.shard.egress.runs().filter(|r| usize::from(r.socket.0) == at).map(|run| Transmit {
+                    remote: run.remote.0,
+                    local: run.local,
+                    bytes: run.bytes,
+                    segment: (run.datagrams > 1).then_some(run.segment as u16),
                 }));
                 let refused = socket.send(&mut self.batch, &messages);
+                self.shard.counters.add(Counter::MessagesOut, messages.len() as u64);
                 self.shard.counters.add(Counter::DropSendFailed, refused as u64);
             }
         }

@@ -39,6 +39,16 @@ pub struct Transmit<'a> {
     pub segment: Option<u16>,
 }
 
+impl<'a> Transmit<'a> {
+    fn pieces(&self) -> impl Iterator<Item = &'a [u8]> {
+        self.bytes.chunks(self.segment.map_or(self.bytes.len(), usize::from).max(1))
+    }
+
+    fn datagrams(&self) -> usize {
+        self.pieces().count().max(1)
+    }
+}
+
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
 struct Control([u8; CONTROL]);
@@ -71,6 +81,8 @@ impl Batch {
 
 pub struct UdpSocket {
     fd: AsyncFd<Socket>,
+    /// Our addresses whose device has refused to segment: from them every datagram is a message of its own.
+    unsegmented: Vec<IpAddr>,
 }
 
 /// A bound, non-blocking socket with all options set; not yet tied to a runtime.
@@ -102,7 +114,7 @@ impl UdpSocket {
     pub fn register(socket: Socket) -> io::Result<Self> {
         // SAFETY: the socket owns its descriptor and stays inside the AsyncFd until that is dropped.
         let fd = unsafe { AsyncFd::register(socket)? };
-        Ok(Self { fd })
+        Ok(Self { fd, unsegmented: Vec::new() })
     }
 
     /// One batch of packets to `out`. `Ready(true)` when more may wait; `Pending` registers for the next one.
@@ -128,27 +140,46 @@ impl UdpSocket {
         }
     }
 
-    /// Sends all messages in order; how many the kernel refused. A full queue is loss, as on any network.
-    pub fn send(&self, batch: &mut Batch, messages: &[Transmit<'_>]) -> usize {
+    /// Sends all messages in order; how many datagrams the kernel refused. A full queue is loss, as on any network.
+    pub fn send(&mut self, batch: &mut Batch, messages: &[Transmit<'_>]) -> usize {
         let mut refused = 0;
-        for chunk in messages.chunks(BATCH) {
-            let mut at = 0;
-            while at < chunk.len() {
-                match transmit(self.fd.get_ref().as_raw_fd(), batch, &chunk[at..]) {
-                    Ok(sent) => at += sent.max(1),
-                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
-                        refused += chunk.len() - at;
-                        at = chunk.len();
-                    }
-                    Err(_) => {
-                        refused += 1;
-                        at += 1;
-                    }
+        let mut at = 0;
+        while at < messages.len() {
+            let message = &messages[at];
+            if message.segment.is_some() && self.unsegmented.contains(&message.local) {
+                refused += self.send_apart(batch, message);
+                at += 1;
+                continue;
+            }
+            let together = |m: &Transmit<'_>| m.segment.is_none() || !self.unsegmented.contains(&m.local);
+            let count = messages[at..].iter().take(BATCH).take_while(|m| together(m)).count();
+            match transmit(self.fd.get_ref().as_raw_fd(), batch, &messages[at..at + count]) {
+                Ok(sent) => at += sent.max(1),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
+                    refused += messages[at..].iter().map(Transmit::datagrams).sum::<usize>();
+                    at = messages.len();
+                }
+                // The device cannot segment: remembered.
+                Err(e) if message.segment.is_some() && e.raw_os_error() == Some(libc::EIO) => self.unsegmented.push(message.local),
+                // Not to this length, on this client's path.
+                Err(e) if message.segment.is_some() && e.raw_os_error() == Some(libc::EINVAL) => {
+                    refused += self.send_apart(batch, message);
+                    at += 1;
+                }
+                Err(_) => {
+                    refused += message.datagrams();
+                    at += 1;
                 }
             }
         }
         refused
+    }
+
+    /// Each datagram of a run as a message of its own.
+    fn send_apart(&mut self, batch: &mut Batch, run: &Transmit<'_>) -> usize {
+        let apart: Vec<Transmit<'_>> = run.pieces().map(|bytes| Transmit { bytes, segment: None, ..*run }).collect();
+        self.send(batch, &apart)
     }
 }
 
@@ -321,7 +352,7 @@ mod tests {
     #[tokio::test]
     async fn packets_leave_from_the_address_they_were_sent_to() {
         for (wildcard, ip) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "::1")] {
-            let server = UdpSocket::register(bind(wildcard.parse().expect("a literal")).expect("bound")).expect("registered");
+            let mut server = UdpSocket::register(bind(wildcard.parse().expect("a literal")).expect("bound")).expect("registered");
             let ip: IpAddr = ip.parse().expect("a literal");
             let client = tokio::net::UdpSocket::bind(SocketAddr::new(ip, 0)).await.expect("bound");
             client.send_to(b"ping", SocketAddr::new(ip, port(&server))).await.expect("sent");
@@ -338,7 +369,7 @@ mod tests {
     #[tokio::test]
     async fn a_segmented_message_arrives_as_several_and_batches_mix_both() {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-        let server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let mut server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let remote = SocketAddr::new(ip, port(&client));
         let bytes: Vec<u8> = (0..250).collect();
@@ -348,5 +379,21 @@ mod tests {
         let got = collect(&client, 5).await;
         let lens: Vec<usize> = got.iter().map(|r| r.buf.len()).collect();
         assert_eq!(lens, [5, 100, 100, 50, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_the_kernel_refuses_leaves_as_datagrams() {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        // The kernel answers EINVAL when checksums are off, as it does when a segment is longer than the path takes.
+        set_option(server.fd.get_ref().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK).expect("a socket option");
+        let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let bytes: Vec<u8> = (0..250).collect();
+        let run = Transmit { remote: SocketAddr::new(ip, port(&client)), local: ip, bytes: &bytes, segment: Some(100) };
+        assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[run, run]), 0);
+        server.unsegmented.push(ip);
+        assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[run, run]), 0);
+        let got = collect(&client, 12).await;
+        assert!(got.chunks(3).all(|run| run.iter().map(|r| r.buf.len()).eq([100, 100, 50])));
     }
 }

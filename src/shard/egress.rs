@@ -22,6 +22,23 @@ impl Datagram {
     }
 }
 
+/// Neighbours in the arena for one client, all of one length but the last, which may be shorter: one message for a kernel
+/// that cuts it apart (UDP_SEGMENT).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run<'a> {
+    pub socket: SocketId,
+    pub local: IpAddr,
+    pub remote: ClientAddr,
+    pub bytes: &'a [u8],
+    /// Length of each datagram but the last.
+    pub segment: usize,
+    pub datagrams: usize,
+}
+
+/// Datagrams of one run, and its bytes: what the kernel takes.
+const RUN_DATAGRAMS_MAX: usize = 64;
+const RUN_BYTES_MAX: usize = 65_000;
+
 /// Reused from turn to turn; grows to the largest turn and stays.
 #[derive(Default)]
 pub struct Egress {
@@ -74,6 +91,28 @@ impl Egress {
         &self.arena[datagram.range()]
     }
 
+    /// All datagrams in order, neighbours that fit together as one.
+    pub fn runs(&self) -> impl Iterator<Item = Run<'_>> {
+        let mut rest = &self.datagrams[..];
+        std::iter::from_fn(move || {
+            let first = rest.first()?;
+            let segment = first.end - first.start;
+            let (mut count, mut end) = (1, first.end);
+            for (before, next) in rest.iter().zip(&rest[1..]) {
+                let is_same_way = (next.socket, next.local, next.remote) == (first.socket, first.local, first.remote);
+                let fits = next.start == before.end && next.end - next.start <= segment && before.end - before.start == segment;
+                let is_room = count < RUN_DATAGRAMS_MAX && next.end - first.start <= RUN_BYTES_MAX;
+                if !is_same_way || !fits || !is_room || segment == 0 {
+                    break;
+                }
+                (count, end) = (count + 1, next.end);
+            }
+            rest = &rest[count..];
+            let bytes = &self.arena[first.start..end];
+            Some(Run { socket: first.socket, local: first.local, remote: first.remote, bytes, segment, datagrams: count })
+        })
+    }
+
     /// Takes datagrams off the list: they have been sent.
     pub fn forget(&mut self, is_sent: impl Fn(&Datagram) -> bool) {
         self.datagrams.retain(|d| !is_sent(d));
@@ -95,6 +134,27 @@ mod tests {
     use super::*;
     use crate::base::id::StreamId;
     use crate::session::path::Dress;
+
+    #[test]
+    fn neighbours_of_one_length_leave_together() {
+        let client = |port| ClientAddr(([192, 0, 2, 1], port).into());
+        let to = |port| Carrier::Udp { socket: SocketId(0), local: [192, 0, 2, 9].into(), remote: client(port) };
+        let mut egress = Egress::default();
+        let rows: &[(u16, usize)] = &[(5, 100), (5, 100), (5, 60), (5, 100), (6, 100), (6, 100), (6, 101), (5, 101)];
+        for (port, len) in rows {
+            egress.slot(Route { carrier: to(*port), dress: Dress::Bare }, 200).fill(*port as u8);
+            egress.commit(*len);
+        }
+        let runs: Vec<_> = egress.runs().map(|r| (r.remote, r.segment, r.datagrams, r.bytes.len())).collect();
+        let want = [(5, 100, 3, 260), (5, 100, 1, 100), (6, 100, 2, 200), (6, 101, 1, 101), (5, 101, 1, 101)];
+        assert_eq!(runs, want.map(|(port, segment, n, len)| (client(port), segment, n, len)));
+        for _ in 0..100 {
+            egress.slot(Route { carrier: to(7), dress: Dress::Bare }, 1200);
+            egress.commit(1200);
+        }
+        let long: Vec<usize> = egress.runs().filter(|r| r.remote == client(7)).map(|r| r.datagrams).collect();
+        assert_eq!(long, [54, 46], "no longer than the kernel takes");
+    }
 
     #[test]
     fn slots_are_committed_abandoned_and_framed() {
