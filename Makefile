@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
-PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps
+PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-minimal
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
 .PHONY: run test check deps web e2e e2e-deps

@@ -150,11 +150,13 @@ pub struct Rooms {
     /// Rooms come into being with their first participant.
     pub auto_create: bool,
     pub participants_max: u32,
+    /// A room stays on one worker until it has so many streams there: a quarter of what a core forwards.
+    pub streams_together: usize,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { auto_create: true, participants_max: 500 }
+        Self { auto_create: true, participants_max: 500, streams_together: 600 }
     }
 }
 

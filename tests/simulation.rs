@@ -105,3 +105,30 @@ fn who_falls_silent_is_gone_after_fifteen_seconds() {
 fn ended(world: &World) -> bool {
     world.reports.iter().any(|r| matches!(r, Report::Ended { session, .. } if session.0 == 1))
 }
+
+#[test]
+fn a_room_of_fifty_on_two_workers_crosses_the_ring_once_a_packet() {
+    let mut world = World::new(5, 2, Net::new(5, 0, 0, 5..20));
+    let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
+    let arrivals: Vec<Arrival> = (0..50).map(|at| of(at % 2)).collect();
+    world.talkers = 1;
+    world.join(&arrivals);
+    world.run(Duration::from_secs(6));
+    assert!(all_connected(&mut world), "{:?}", check::drops(&world));
+    world.is_talking = false;
+    world.run(Duration::from_millis(200));
+    world.is_talking = true;
+    let crossed_before = world.shards[0].counters.get(Counter::RingMedia);
+    let heard_before: Vec<usize> = (1..50).map(|at| world.peer(at).heard.len()).collect();
+    let spoken_before = world.peer(0).spoken;
+    world.run(Duration::from_secs(10));
+    world.is_talking = false;
+    world.run(Duration::from_millis(200));
+    let spoken = world.peer(0).spoken - spoken_before;
+    assert_eq!(world.shards[0].counters.get(Counter::RingMedia) - crossed_before, spoken, "each packet crosses once, for 25 hearers");
+    for (at, before) in (1..50).zip(heard_before) {
+        assert_eq!((world.peer(at).heard.len() - before) as u64, spoken, "peer {at}; {:?}", check::drops(&world));
+    }
+    check::conservation(&world);
+    check::continuity(&mut world);
+}

@@ -3,17 +3,19 @@
 //! Everything here runs under one lock, without awaiting. Towards the data plane go [`Command`]s, towards each client
 //! signal messages into its bounded queue; a client that does not read is cut off and may resume.
 
+mod placement;
+mod subscribing;
+
 use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
 use super::tracks::{
-    assign_subscriptions, bind_published, codec_of, is_reserved, is_too_long, kind_named, kind_of, layers_of, publish_codecs, source_named,
-    track_info, uses_of, want, wanted_layer, wanted_temporal,
+    assign_subscriptions, bind_published, is_reserved, is_too_long, kind_named, publish_codecs, source_named, subscribe, track_info,
+    uses_of, want,
 };
 use crate::base::id::{RoomId, SessionId, Ssrc, TrackId, WorkerId};
 use crate::crypto::SecretRng;
 use crate::engine::ice::Credentials;
 use crate::engine::turn_auth::{MINTED_LIFETIME_S, Secrets};
-use crate::room::layers::TEMPORAL_ALL;
 use crate::session::End;
 use crate::session::negotiate::{self, Candidates, Local};
 use crate::shard::mail::{Command, Report};
@@ -93,7 +95,10 @@ pub(super) struct Track {
 pub(super) struct Subscription {
     pub(super) track: TrackId,
     pub(super) sid: String,
+    pub(super) publisher: SessionId,
     pub(super) publisher_sid: String,
+    /// The worker that owns the publisher.
+    pub(super) home: WorkerId,
     pub(super) kind: Kind,
     pub(super) codec: Option<Codec>,
     pub(super) ssrc: Ssrc,
@@ -105,6 +110,7 @@ pub(super) struct Subscription {
 }
 
 pub(super) struct Participant {
+    pub(super) worker: WorkerId,
     pub(super) sid: String,
     pub(super) session: SessionId,
     pub(super) claims: Claims,
@@ -132,7 +138,6 @@ pub(super) struct Participant {
 struct Room {
     id: RoomId,
     info: proto::Room,
-    worker: WorkerId,
     participants: Vec<Participant>,
     /// Who left lately: a client whose signalling was away is told on its return.
     departed: Vec<(Instant, proto::ParticipantInfo)>,
@@ -145,8 +150,6 @@ pub struct Rooms {
     rooms: BTreeMap<String, Room>,
     /// Room of each session.
     places: HashMap<SessionId, String>,
-    /// Participants on each worker.
-    load: Vec<usize>,
     made: u64,
     secrets: SecretRng,
 }
@@ -169,8 +172,7 @@ fn mono() -> Instant {
 
 impl Rooms {
     pub fn new(around: Surroundings) -> Self {
-        let load = vec![0; usize::from(around.workers)];
-        Self { around, rooms: BTreeMap::new(), places: HashMap::new(), load, made: 0, secrets: SecretRng::system() }
+        Self { around, rooms: BTreeMap::new(), places: HashMap::new(), made: 0, secrets: SecretRng::system() }
     }
 
     fn next_id(&mut self) -> u64 {
@@ -222,12 +224,11 @@ impl Rooms {
                 creation_time_ms: now.as_millis() as i64,
                 ..Default::default()
             },
-            worker,
             participants: Vec::new(),
             departed: Vec::new(),
             has_changed: false,
         });
-        let (worker, room_id) = (room.worker, room.id);
+        let room_id = room.id;
         let session = SessionId(self.next_id());
         let sid = self.sid("PA_");
         let credentials = self.credentials(worker);
@@ -306,6 +307,7 @@ impl Rooms {
         let participant = Participant {
             sid,
             session,
+            worker,
             claims,
             info,
             tracks: Vec::new(),
@@ -328,7 +330,7 @@ impl Rooms {
             room.has_changed = true;
         }
         self.places.insert(session, name.clone());
-        self.load[usize::from(worker.0)] += 1;
+        self.spread(&name);
         self.count();
         self.refresh_token(session);
         self.announce(session, false);
@@ -341,15 +343,6 @@ impl Rooms {
         }
         tracing::info!(room = %name, session = session.0, worker = worker.0, "a participant joined");
         Ok(Joined { session, room: name })
-    }
-
-    /// Small rooms stay together on one worker; a new room goes to the least loaded one.
-    fn worker_for(&self, room: &str) -> WorkerId {
-        if let Some(room) = self.rooms.get(room) {
-            return room.worker;
-        }
-        let least = self.load.iter().enumerate().min_by_key(|(_, load)| **load).map_or(0, |(at, _)| at);
-        WorkerId(least as u8)
     }
 
     fn credentials(&mut self, worker: WorkerId) -> Credentials {
@@ -385,9 +378,8 @@ impl Rooms {
     /// A new signalling connection for a participant that is still here; `None` when it has to join anew.
     pub fn resume(&mut self, claims: &Claims, participant_sid: &str, host: &str, signal: Signal) -> Option<SessionId> {
         let room = self.rooms.get_mut(&claims.video.room)?;
-        let worker = room.worker;
         let participant = room.participants.iter_mut().find(|p| p.sid == participant_sid && p.info.identity == claims.identity())?;
-        let session = participant.session;
+        let (session, worker) = (participant.session, participant.worker);
         participant.signal = Some(signal);
         participant.signal_lost_at = None;
         participant.asked = (0, 0);
@@ -436,13 +428,18 @@ impl Rooms {
         let Some(room) = self.rooms.get_mut(&name) else { return };
         let Some(at) = room.participants.iter().position(|p| p.session == session) else { return };
         let mut gone = room.participants.remove(at);
-        let worker = room.worker;
-        (self.around.mail)(worker, Command::Close { session });
-        self.load[usize::from(worker.0)] -= 1;
+        let room_id = room.id;
+        (self.around.mail)(gone.worker, Command::Close { session });
         let tracks: Vec<TrackId> = gone.tracks.iter().map(|t| t.id).collect();
         for other in &mut room.participants {
             other.subscriptions.retain(|s| !tracks.contains(&s.track));
         }
+        for worker in self.workers_of(&name).into_iter().filter(|w| *w != gone.worker) {
+            for track in &tracks {
+                (self.around.mail)(worker, Command::Unpublish { room: room_id, track: *track });
+            }
+        }
+        self.spread(&name);
         gone.info.state = proto::participant_info::State::Disconnected as i32;
         gone.info.disconnect_reason = reason as i32;
         gone.info.tracks.clear();
@@ -658,107 +655,6 @@ impl Rooms {
         self.tell(session, Down::RequestResponse(answer));
     }
 
-    // ---- subscribing ----------------------------------------------------------------------------------------------
-
-    fn subscribe_to_all(&mut self, session: SessionId) {
-        let Some(name) = self.places.get(&session) else { return };
-        let Some(room) = self.rooms.get(name) else { return };
-        let Some(me) = room.participants.iter().find(|p| p.session == session) else { return };
-        if !me.auto_subscribe {
-            return;
-        }
-        let others = room.participants.iter().filter(|p| p.session != session);
-        let tracks: Vec<String> = others.flat_map(|p| p.info.tracks.iter().map(|t| t.sid.clone())).collect();
-        for sid in tracks {
-            self.subscribe(session, &sid);
-        }
-    }
-
-    /// Wants a track; it flows once a section is free for it. `false` when there is no such track.
-    fn subscribe(&mut self, session: SessionId, track_sid: &str) -> bool {
-        let two = self.secrets.u64();
-        let (ssrc, rtx) = (Ssrc(two as u32 | 1), Ssrc((two >> 32) as u32 & !1));
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return false };
-        let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
-            let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
-            Some((track.id, p.sid.clone(), kind_of(&track.info), codec_of(&track.info)))
-        });
-        let Some((track, publisher_sid, kind, codec)) = found else { return false };
-        let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
-        let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
-        if can_subscribe && !p.subscriptions.iter().any(|s| s.track == track) {
-            let sid = track_sid.to_owned();
-            p.subscriptions.push(Subscription { track, sid, publisher_sid, kind, codec, ssrc, rtx, mid: None, enabled: true, layer_max: 2, temporal_max: TEMPORAL_ALL });
-        }
-        true
-    }
-
-    pub fn update_subscription(&mut self, session: SessionId, request: &proto::UpdateSubscription) {
-        let of_participants = request.participant_tracks.iter().flat_map(|p| &p.track_sids);
-        let sids: Vec<String> = request.track_sids.iter().chain(of_participants).cloned().collect();
-        for sid in sids {
-            if request.subscribe {
-                if !self.subscribe(session, &sid) {
-                    let response = proto::SubscriptionResponse { track_sid: sid, err: proto::SubscriptionError::SeTrackNotfound as i32 };
-                    self.tell(session, Down::SubscriptionResponse(response));
-                }
-            } else {
-                self.unsubscribe(session, &sid);
-            }
-        }
-        self.ask_for_sections(session);
-    }
-
-    fn unsubscribe(&mut self, session: SessionId, track_sid: &str) {
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return };
-        let (room_id, worker) = (room.id, room.worker);
-        let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
-        if let Some(at) = p.subscriptions.iter().position(|s| s.sid == track_sid) {
-            let gone = p.subscriptions.remove(at);
-            (self.around.mail)(worker, Command::Unsubscribe { room: room_id, session, track: gone.track });
-            if gone.mid.is_some() {
-                // The client lets go of the track when its section does: ask it to offer again.
-                self.tell(session, Down::MediaSectionsRequirement(proto::MediaSectionsRequirement::default()));
-            }
-        }
-    }
-
-    pub fn track_settings(&mut self, session: SessionId, request: &proto::UpdateTrackSettings) {
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return };
-        let (room_id, worker) = (room.id, room.worker);
-        let layers: HashMap<String, Vec<proto::VideoLayer>> =
-            room.participants.iter().flat_map(|p| &p.tracks).map(|t| (t.info.sid.clone(), layers_of(&t.info))).collect();
-        let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
-        for subscription in p.subscriptions.iter_mut().filter(|s| request.track_sids.contains(&s.sid)) {
-            subscription.enabled = !request.disabled && request.quality != proto::VideoQuality::Off as i32;
-            subscription.layer_max = wanted_layer(request, layers.get(&subscription.sid).map_or(&[], Vec::as_slice));
-            subscription.temporal_max = wanted_temporal(request.fps);
-            (self.around.mail)(worker, want(room_id, session, subscription));
-        }
-    }
-
-    /// Asks a client for sections when it has fewer than it subscribes to tracks, or to offer again when it has enough.
-    fn ask_for_sections(&mut self, session: SessionId) {
-        let Some(p) = self.participant(session) else { return };
-        let waiting = |kind: Kind| p.subscriptions.iter().filter(|s| s.kind == kind && s.mid.is_none()).count() as u32;
-        let (audio, video) = (waiting(Kind::Audio), waiting(Kind::Video));
-        if !p.has_offered || (audio, video) == (0, 0) {
-            return;
-        }
-        // Asked once for each track that waits; zeros ask to offer again with what is there.
-        if audio <= p.asked.0 && video <= p.asked.1 {
-            return;
-        }
-        let more = |waiting: u32, asked: u32, free: u32| waiting.saturating_sub(asked.max(free));
-        let num_audios = more(audio, p.asked.0, p.free_sections.0);
-        let waits_for_av1 = p.subscriptions.iter().any(|s| s.mid.is_none() && s.codec == Some(Codec::Av1));
-        let num_videos = more(video, p.asked.1, if waits_for_av1 { p.free_described } else { p.free_sections.1 });
-        p.asked = (p.asked.0.max(audio), p.asked.1.max(video));
-        p.described_asked = p.described_asked.saturating_add(u8::from(waits_for_av1));
-        let requirement = proto::MediaSectionsRequirement { num_audios, num_videos };
-        self.tell(session, Down::MediaSectionsRequirement(requirement));
-    }
-
     // ---- negotiation ----------------------------------------------------------------------------------------------
 
     /// Answers an offer: binds what is published, assigns what is subscribed, tells the data plane.
@@ -771,7 +667,9 @@ impl Rooms {
             }
         };
         let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get(name)) else { return };
-        let (room_id, worker) = (room.id, room.worker);
+        let room_id = room.id;
+        let others = self.workers_of(self.places.get(&session).map_or("", String::as_str));
+        let Some(worker) = self.participant(session).map(|p| p.worker) else { return };
         let fresh = self.credentials(worker);
         let Some(p) = self.participant(session) else { return };
         if !p.remote_ufrag.is_empty() && p.remote_ufrag != offer.ufrag {
@@ -790,7 +688,7 @@ impl Rooms {
             .subscriptions
             .iter()
             .filter(|s| assigned.contains(&s.track))
-            .map(|s| (Command::Subscribe { room: room_id, session, track: s.track }, want(room_id, session, s)))
+            .map(|s| (subscribe(room_id, session, s), want(room_id, session, s)))
             .collect();
         let local = Local {
             credentials: &credentials,
@@ -801,8 +699,8 @@ impl Rooms {
         };
         let (sdp, plan) = negotiate::answer(&offer, &local, &uses);
         let mail = Arc::clone(&self.around.mail);
-        for track in &unpublished {
-            mail(worker, Command::Unpublish { room: room_id, track: *track });
+        for (track, worker) in unpublished.iter().flat_map(|t| others.iter().map(move |w| (t, w))) {
+            mail(*worker, Command::Unpublish { room: room_id, track: *track });
         }
         mail(worker, Command::Apply { session, plan: Box::new(plan) });
         for (track, is_video) in &published {

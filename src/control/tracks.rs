@@ -117,6 +117,10 @@ pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
     offer.sections.iter().map(of).collect()
 }
 
+pub(super) fn subscribe(room: RoomId, session: SessionId, s: &Subscription) -> Command {
+    Command::Subscribe { room, session, track: s.track, publisher: s.publisher, is_video: s.kind == Kind::Video, home: s.home }
+}
+
 pub(super) fn want(room: RoomId, session: SessionId, s: &Subscription) -> Command {
     let wanted = Wanted { layer_max: s.layer_max, temporal_max: s.temporal_max };
     Command::Want { room, session, track: s.track, wanted: s.enabled.then_some(wanted) }

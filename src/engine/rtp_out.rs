@@ -300,7 +300,17 @@ mod tests {
     use std::collections::HashSet;
 
     fn input(ms: u64, sequence: u64, timestamp: u32) -> Input {
-        Input { now: Instant::from_millis(ms), ssrc: 5, layer: 0, sequence, timestamp, marker: true, ntp: None, picture: None, ends_spatial: None }
+        Input {
+            now: Instant::from_millis(ms),
+            ssrc: 5,
+            layer: 0,
+            sequence,
+            timestamp,
+            marker: true,
+            ntp: None,
+            picture: None,
+            ends_spatial: None,
+        }
     }
 
     fn sent(verdict: Verdict) -> Option<Mapped> {

@@ -4,11 +4,13 @@
 //! published that it sleeps, and then once: a wake costs the waker ten times what the parcel does.
 
 use super::stream::Stream;
-use crate::base::id::{StreamId, WorkerId};
+use crate::base::id::{StreamId, TrackId, WorkerId};
+use crate::session::Media;
+use crate::shard::counters::Counter;
 use crate::shard::mail::{Command, Parcel, StreamCargo};
 use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
@@ -113,24 +115,57 @@ pub struct Outbox {
     to_wake: Vec<bool>,
     /// What must not be lost although a ring is full: moves and words about ownership.
     waiting: VecDeque<(WorkerId, Freight)>,
+    /// Frames that lost a packet to a full ring, by their timestamp: the rest of them is of no use.
+    broken: HashMap<(WorkerId, TrackId, u8), u32>,
 }
+
+/// Free places of a ring below which it takes no enhancement layers, and no pictures; what is left is for sound and words.
+const FREE_FOR_ENHANCEMENT: usize = RING / 2;
+const FREE_FOR_VIDEO: usize = RING / 4;
 
 impl Outbox {
     pub fn new(own: WorkerId, inboxes: Vec<Arc<Inbox>>) -> Self {
         let (rings, to_wake) = (inboxes.iter().map(|_| None).collect(), vec![false; inboxes.len()]);
-        Self { own, inboxes, rings, to_wake, waiting: VecDeque::new() }
+        Self { own, inboxes, rings, to_wake, waiting: VecDeque::new(), broken: HashMap::new() }
     }
 
-    /// `false` when the ring is full and a datagram was dropped; anything else waits for its turn.
-    pub fn send(&mut self, to: WorkerId, freight: Freight) -> bool {
+    /// Says what was dropped when the ring has no place: datagrams and media; anything else waits for its turn.
+    pub fn send(&mut self, to: WorkerId, freight: Freight) -> Result<(), Counter> {
+        if let Freight::Parcel(Parcel::Media { media, .. }) = &freight {
+            self.may_pass(to, media)?;
+        }
         match self.push(to, freight) {
-            Ok(()) => true,
-            Err(Freight::Parcel(Parcel::Datagram { .. })) => false,
+            Ok(()) => Ok(()),
+            Err(Freight::Parcel(Parcel::Datagram { .. })) => Err(Counter::DropRingFull),
+            Err(Freight::Parcel(Parcel::Media { .. })) => Err(Counter::RingDropSound),
             Err(freight) => {
                 self.waiting.push_back((to, freight));
-                true
+                Ok(())
             }
         }
+    }
+
+    /// Under pressure enhancement layers go first, then whole frames; sound keeps its place.
+    fn may_pass(&mut self, to: WorkerId, media: &Media) -> Result<(), Counter> {
+        if !media.format.codec.is_video() {
+            return Ok(());
+        }
+        let key = (to, media.track, media.layer);
+        if self.broken.get(&key).is_some_and(|frame| *frame == media.header.timestamp) {
+            return Err(Counter::RingDropFrame);
+        }
+        let free = self.rings.get(usize::from(to.0)).and_then(Option::as_ref).map_or(RING, Producer::slots);
+        let is_enhancement = media.frame.temporal_id > 0 || media.frame.spatial_id.is_some_and(|s| s > 0);
+        let drop = match is_enhancement {
+            true if free < FREE_FOR_ENHANCEMENT => Counter::RingDropEnhancement,
+            _ if free < FREE_FOR_VIDEO => Counter::RingDropFrame,
+            _ => {
+                self.broken.remove(&key);
+                return Ok(());
+            }
+        };
+        self.broken.insert(key, media.header.timestamp);
+        Err(drop)
     }
 
     fn push(&mut self, to: WorkerId, freight: Freight) -> Result<(), Freight> {

@@ -15,7 +15,7 @@ use crate::shard::Shard;
 use crate::shard::counters::Counter;
 use crate::shard::mail::{Effect, Report};
 use clock::Clock;
-use inbox::{Freight, MovedStream, Outbox};
+use inbox::{Freight, MovedStream, Outbox, RING};
 use rtrb::Consumer;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
@@ -155,6 +155,7 @@ struct Worker {
     inbox: Arc<Inbox>,
     outbox: Outbox,
     rings: Vec<(WorkerId, Consumer<Freight>)>,
+    freight: Vec<(WorkerId, Freight)>,
     tls: Arc<ServerConfig>,
     http: HttpDoor,
     reports: ReportSink,
@@ -185,6 +186,7 @@ impl Worker {
             inbox,
             outbox: Outbox::new(setup.id, setup.inboxes),
             rings: Vec::new(),
+            freight: Vec::new(),
             tls: setup.tls,
             http: setup.http,
             reports: setup.reports,
@@ -384,6 +386,11 @@ impl Worker {
     fn mail_turn(&mut self) -> Option<bool> {
         let mut busy = false;
         let now = self.clock.now();
+        // What others sent is taken out first: whatever it refers to was commanded before and is seen below.
+        let mut freight = std::mem::take(&mut self.freight);
+        for (from, ring) in &mut self.rings {
+            freight.extend(std::iter::from_fn(|| ring.pop().ok()).take(RING).map(|f| (*from, f)));
+        }
         if let Some(mail) = self.inbox.take() {
             busy = true;
             self.rings.extend(mail.rings);
@@ -397,17 +404,14 @@ impl Worker {
                 return None;
             }
         }
-        let mut rings = std::mem::take(&mut self.rings);
-        for (from, ring) in &mut rings {
-            while let Ok(freight) = ring.pop() {
-                busy = true;
-                match freight {
-                    Freight::Parcel(parcel) => self.shard.handle_parcel(now, *from, parcel),
-                    Freight::Stream(moved) => self.adopt(*moved),
-                }
+        for (from, freight) in freight.drain(..) {
+            busy = true;
+            match freight {
+                Freight::Parcel(parcel) => self.shard.handle_parcel(now, from, parcel),
+                Freight::Stream(moved) => self.adopt(*moved),
             }
         }
-        self.rings = rings;
+        self.freight = freight;
         Some(busy)
     }
 
@@ -456,15 +460,15 @@ impl Worker {
             match effect {
                 Effect::Report(report) => (self.reports)(self.id, report),
                 Effect::Parcel { to, parcel } => {
-                    if !self.outbox.send(to, Freight::Parcel(parcel)) {
-                        self.shard.counters.count(Counter::DropRingFull);
+                    if let Err(drop) = self.outbox.send(to, Freight::Parcel(parcel)) {
+                        self.shard.counters.count(drop);
                     }
                 }
                 Effect::MoveStream { stream: id, to, cargo } => {
                     if let Some(Ok(stream)) = self.streams.remove(&id).map(Stream::unregister) {
                         let moved = Box::new(MovedStream { id, stream, cargo: *cargo });
-                        if !self.outbox.send(to, Freight::Stream(moved)) {
-                            self.shard.counters.count(Counter::DropRingFull);
+                        if let Err(drop) = self.outbox.send(to, Freight::Stream(moved)) {
+                            self.shard.counters.count(drop);
                         }
                     }
                 }

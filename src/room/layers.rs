@@ -12,9 +12,13 @@ pub const TEMPORAL_ALL: u8 = 7;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// It passes; `spatial_max` is the highest spatial layer that does.
-    Forward { spatial_max: u8 },
+    Forward {
+        spatial_max: u8,
+    },
     /// It passes, and the hearer's stream goes on from this packet's source.
-    Start { spatial_max: u8 },
+    Start {
+        spatial_max: u8,
+    },
     /// A layer of this stream that the hearer does not get: what follows closes up.
     Skip,
     Drop,
@@ -91,6 +95,18 @@ impl Selector {
         }
     }
 
+    /// Streams that it needs of those that are `live`: the one that passes, and the one that should.
+    pub fn demand(&mut self, live: u8) -> u8 {
+        match self {
+            Self::PassThrough { enabled, .. } => u8::from(*enabled),
+            Self::Video(video) => {
+                video.aim(live);
+                let passing = video.current.filter(|_| video.wanted.is_some());
+                [passing, video.target].into_iter().flatten().fold(0, |set, layer| set | 1 << layer)
+            }
+        }
+    }
+
     /// The stream whose key frame is missing.
     pub fn awaits(&self) -> Option<u8> {
         match self {
@@ -119,11 +135,17 @@ impl Selector {
 }
 
 impl Video {
-    fn decide(&mut self, live: u8, layer: u8, frame: FrameInfo) -> Verdict {
-        let Some(wanted) = self.wanted else { return Verdict::Drop };
+    /// Sets the target: the best live stream within the wish, else the least above it.
+    fn aim(&mut self, live: u8) -> Option<Wanted> {
+        let wanted = self.wanted?;
         let fitting = (0..LAYERS_MAX as u8).filter(|l| live & 1 << l != 0);
         let best = fitting.clone().filter(|l| *l <= wanted.layer_max).max().or_else(|| fitting.min());
         self.target = best.or(self.current);
+        Some(wanted)
+    }
+
+    fn decide(&mut self, live: u8, layer: u8, frame: FrameInfo) -> Verdict {
+        let Some(wanted) = self.aim(live) else { return Verdict::Drop };
         if Some(layer) != self.current {
             if Some(layer) != self.target || !frame.starts_key_frame {
                 return Verdict::Drop;
@@ -161,8 +183,14 @@ impl Video {
 mod tests {
     use super::*;
 
-    const INTER: FrameInfo =
-        FrameInfo { starts_key_frame: false, starts_frame: true, ends_frame: false, spatial_id: None, temporal_id: 0, is_switching_up: false };
+    const INTER: FrameInfo = FrameInfo {
+        starts_key_frame: false,
+        starts_frame: true,
+        ends_frame: false,
+        spatial_id: None,
+        temporal_id: 0,
+        is_switching_up: false,
+    };
     const KEY: FrameInfo = FrameInfo { starts_key_frame: true, ..INTER };
 
     fn layer(layer_max: u8) -> Option<Wanted> {
@@ -240,7 +268,9 @@ mod tests {
             assert_eq!(selector.decide(1, 0, frame), want);
         }
         selector.set_wanted(layer(1));
-        for (frame, want) in [(of(2), Forward { spatial_max: 2 }), (of(0), Forward { spatial_max: 1 }), (of(1), Forward { spatial_max: 1 }), (of(2), Skip)] {
+        for (frame, want) in
+            [(of(2), Forward { spatial_max: 2 }), (of(0), Forward { spatial_max: 1 }), (of(1), Forward { spatial_max: 1 }), (of(2), Skip)]
+        {
             assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
         }
         assert_eq!(selector.awaits(), None);

@@ -1,9 +1,13 @@
 //! Floor 3: who hears whom on one worker. Ids and frame info only, never bytes.
+//!
+//! A room may have members on several workers. A publication lives where its publisher does; on every other worker that
+//! has hearers of it stands a shadow. The shadow says which layers its hearers need, the home sends it those once, and says
+//! which layers are live; key frames are asked for by each and coalesced by both.
 
 pub mod layers;
 pub mod speaker;
 
-use crate::base::id::{SessionId, TrackId};
+use crate::base::id::{SessionId, TrackId, WorkerId};
 use crate::base::time::{Duration, Instant};
 use crate::wire::rtp::FrameInfo;
 use layers::{LAYERS_MAX, Selector, Verdict, Wanted};
@@ -38,18 +42,65 @@ struct Layer {
     key_frame_asked: Option<Instant>,
 }
 
+/// Where a publication lives.
+enum Home {
+    /// Here. Shadows that need something of it, and the live layers that they were told.
+    Here { shadows: Vec<Shadow>, told: u8 },
+    /// On another worker: the live layers that it told, and what it was told that is needed here.
+    Elsewhere { worker: WorkerId, live: u8, told: Option<u8> },
+}
+
+struct Shadow {
+    worker: WorkerId,
+    /// Layers that its hearers need, one bit each.
+    demand: u8,
+}
+
 /// A published track and those who hear it.
 pub struct Publication {
     pub publisher: SessionId,
     is_video: bool,
+    home: Home,
     layers: [Layer; LAYERS_MAX],
     subscriptions: Vec<Subscription>,
 }
 
+/// What one worker tells another about a track that both have to do with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Word {
+    /// A shadow to its home: layers that are needed here, one bit each.
+    Demand(u8),
+    /// A home to its shadow: layers that are live, one bit each.
+    Live(u8),
+    /// A shadow to its home: its hearers miss a key frame of this layer.
+    KeyFrame(u8),
+}
+
 impl Publication {
+    fn new(publisher: SessionId, is_video: bool, home: Home) -> Self {
+        Self { publisher, is_video, home, layers: [Layer::default(); LAYERS_MAX], subscriptions: Vec::new() }
+    }
+
     fn live_layers(&self, now: Instant) -> u8 {
+        if let Home::Elsewhere { live, .. } = self.home {
+            return live;
+        }
         let is_live = |l: &Layer| l.last_packet.is_some_and(|at| now.since(at) < LAYER_SILENT);
         self.layers.iter().enumerate().filter(|(_, l)| is_live(l)).fold(0, |set, (i, _)| set | 1 << i)
+    }
+
+    /// Of a shadow: its home and what that should be told now about the needs here, if it was not.
+    fn news(&mut self) -> Option<(WorkerId, Word)> {
+        let Home::Elsewhere { worker, live, told } = &mut self.home else { return None };
+        let demand = self.subscriptions.iter_mut().filter(|s| s.is_live).fold(0, |set, s| set | s.selector.demand(*live));
+        (told.replace(demand) != Some(demand)).then_some((*worker, Word::Demand(demand)))
+    }
+
+    fn demand_of_shadows(&self) -> u8 {
+        match &self.home {
+            Home::Here { shadows, .. } => shadows.iter().fold(0, |set, s| set | s.demand),
+            Home::Elsewhere { .. } => 0,
+        }
     }
 
     /// Whether a request for a key frame of `layer` should leave now.
@@ -72,6 +123,10 @@ pub struct Routed {
     pub key_frames: Vec<u8>,
     /// Somebody hears or awaits the layer of this packet.
     pub is_watched: bool,
+    /// Workers whose hearers need it.
+    pub shadows: Vec<WorkerId>,
+    /// What other workers should be told about the track.
+    pub words: Vec<(WorkerId, Word)>,
 }
 
 #[derive(Default)]
@@ -79,6 +134,8 @@ pub struct Room {
     members: Vec<Member>,
     publications: BTreeMap<TrackId, Publication>,
     pub speakers: Speakers,
+    /// Other workers that have members of this room.
+    pub elsewhere: Vec<WorkerId>,
 }
 
 impl Room {
@@ -110,22 +167,67 @@ impl Room {
     }
 
     /// Receivers of a room message: those named, or everybody but the sender.
-    pub fn data_receivers<'a>(&'a self, from: SessionId, destinations: &'a [&str]) -> impl Iterator<Item = SessionId> + 'a {
+    pub fn data_receivers<'a>(&'a self, from: Option<SessionId>, destinations: &'a [&str]) -> impl Iterator<Item = SessionId> + 'a {
         let named = move |m: &Member| destinations.is_empty() || destinations.iter().any(|d| *d == m.identity || *d == m.sid);
-        self.members.iter().filter(move |m| m.session != from && named(m)).map(|m| m.session)
+        self.members.iter().filter(move |m| Some(m.session) != from && named(m)).map(|m| m.session)
     }
 
     pub fn publish(&mut self, track: TrackId, publisher: SessionId, is_video: bool) {
-        self.publications.entry(track).or_insert(Publication {
-            publisher,
-            is_video,
-            layers: [Layer::default(); LAYERS_MAX],
-            subscriptions: Vec::new(),
-        });
+        let home = Home::Here { shadows: Vec::new(), told: 0 };
+        self.publications.entry(track).or_insert_with(|| Publication::new(publisher, is_video, home));
+    }
+
+    /// A track of a participant that another worker owns.
+    pub fn publish_elsewhere(&mut self, track: TrackId, publisher: SessionId, is_video: bool, worker: WorkerId) {
+        let home = Home::Elsewhere { worker, live: 0, told: None };
+        self.publications.entry(track).or_insert_with(|| Publication::new(publisher, is_video, home));
+    }
+
+    /// The worker that owns the publisher, when that is another.
+    pub fn home_of(&self, track: TrackId) -> Option<WorkerId> {
+        match self.publications.get(&track)?.home {
+            Home::Elsewhere { worker, .. } => Some(worker),
+            Home::Here { .. } => None,
+        }
+    }
+
+    /// What homes should be told since needs here may have changed.
+    pub fn news(&mut self) -> Vec<(TrackId, WorkerId, Word)> {
+        self.publications.iter_mut().filter_map(|(track, p)| p.news().map(|(to, word)| (*track, to, word))).collect()
+    }
+
+    /// Another worker said something about a track. What is to be answered; a layer whose key frame should be asked for.
+    pub fn heard(&mut self, now: Instant, track: TrackId, from: WorkerId, word: Word) -> (Option<Word>, Option<u8>) {
+        let Some(publication) = self.publications.get_mut(&track) else { return (None, None) };
+        match (word, &mut publication.home) {
+            (Word::Demand(demand), Home::Here { shadows, told }) => match shadows.iter_mut().find(|s| s.worker == from) {
+                Some(shadow) => {
+                    shadow.demand = demand;
+                    (None, None)
+                }
+                None => {
+                    shadows.push(Shadow { worker: from, demand });
+                    (Some(Word::Live(*told)), None)
+                }
+            },
+            (Word::Live(now_live), Home::Elsewhere { live, .. }) => {
+                *live = now_live;
+                (publication.news().map(|(_, word)| word), None)
+            }
+            (Word::KeyFrame(layer), Home::Here { .. }) => {
+                let may = publication.may_ask(now, layer);
+                (None, may.then_some(layer))
+            }
+            (Word::Demand(_) | Word::KeyFrame(_), Home::Elsewhere { .. }) | (Word::Live(_), Home::Here { .. }) => (None, None),
+        }
     }
 
     pub fn unpublish(&mut self, track: TrackId) {
         self.publications.remove(&track);
+    }
+
+    pub fn tracks(&self) -> impl Iterator<Item = TrackId> + '_ {
+        self.publications.keys().copied()
     }
 
     pub fn publication(&self, track: TrackId) -> Option<&Publication> {
@@ -169,11 +271,11 @@ impl Room {
     }
 
     /// The hearer lost the picture: the layer it watches, when a request for it should leave now.
-    pub fn key_frame_wanted(&mut self, now: Instant, track: TrackId, session: SessionId) -> Option<(SessionId, u8)> {
+    pub fn key_frame_wanted(&mut self, now: Instant, track: TrackId, session: SessionId) -> Option<u8> {
         let publication = self.publications.get_mut(&track)?;
         let subscription = publication.subscriptions.iter().find(|s| s.session == session)?;
         let layer = subscription.selector.current()?;
-        publication.may_ask(now, layer).then_some((publication.publisher, layer))
+        publication.may_ask(now, layer).then_some(layer)
     }
 
     /// Routes one packet. `routed` is reused from call to call.
@@ -181,6 +283,8 @@ impl Room {
         routed.hearers.clear();
         routed.key_frames.clear();
         routed.is_watched = false;
+        routed.shadows.clear();
+        routed.words.clear();
         let Some(publication) = self.publications.get_mut(&track) else { return };
         if let Some(state) = publication.layers.get_mut(usize::from(layer)) {
             state.last_packet = Some(now);
@@ -196,7 +300,15 @@ impl Room {
                 missing |= 1 << layer;
             }
         }
-        routed.is_watched = !routed.hearers.is_empty() || missing & 1 << layer != 0;
+        let of_shadows = publication.demand_of_shadows();
+        routed.is_watched = !routed.hearers.is_empty() || (missing | of_shadows) & 1 << layer != 0;
+        if let Home::Here { shadows, told } = &mut publication.home {
+            routed.shadows.extend(shadows.iter().filter(|s| s.demand & 1 << layer != 0).map(|s| s.worker));
+            if std::mem::replace(told, live) != live {
+                routed.words.extend(shadows.iter().map(|s| (s.worker, Word::Live(live))));
+            }
+        }
+        routed.words.extend(publication.news());
         for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
             if publication.may_ask(now, layer) {
                 routed.key_frames.push(layer);
@@ -208,7 +320,8 @@ impl Room {
     /// asked for now.
     pub fn picture_lost(&mut self, now: Instant, track: TrackId, layer: u8) -> bool {
         let Some(publication) = self.publications.get_mut(&track) else { return false };
-        let is_watched = publication.subscriptions.iter().any(|s| s.selector.current() == Some(layer));
+        let is_watched = publication.subscriptions.iter().any(|s| s.selector.current() == Some(layer))
+            || publication.demand_of_shadows() & 1 << layer != 0;
         is_watched && publication.may_ask(now, layer)
     }
 }
@@ -219,8 +332,14 @@ mod tests {
 
     const TRACK: TrackId = TrackId(1);
     const START: Verdict = Verdict::Start { spatial_max: 2 };
-    const KEY: FrameInfo =
-        FrameInfo { starts_key_frame: true, starts_frame: true, ends_frame: true, spatial_id: None, temporal_id: 0, is_switching_up: false };
+    const KEY: FrameInfo = FrameInfo {
+        starts_key_frame: true,
+        starts_frame: true,
+        ends_frame: true,
+        spatial_id: None,
+        temporal_id: 0,
+        is_switching_up: false,
+    };
 
     fn room_of(hearers: u64) -> Room {
         let mut room = Room::default();
@@ -284,7 +403,7 @@ mod tests {
     #[test]
     fn messages_reach_the_named_and_never_the_sender() {
         let room = room_of(2);
-        let to = |destinations: &[&str]| room.data_receivers(SessionId(0), destinations).map(|s| s.0).collect::<Vec<_>>();
+        let to = |destinations: &[&str]| room.data_receivers(Some(SessionId(0)), destinations).map(|s| s.0).collect::<Vec<_>>();
         assert_eq!(to(&[]), [1, 2]);
         assert_eq!(to(&["p2", "p0", "nobody"]), [2]);
     }

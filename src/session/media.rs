@@ -235,7 +235,8 @@ impl Session {
             Some((_, rid)) => self.receive[section].rids.iter().position(|r| r.as_bytes() == rid).map(|l| l as u8),
             None => self.receive[section].rids.is_empty().then_some(0),
         };
-        let by_layer = || self.sources.iter().find(|(_, s)| Some((s.section, s.layer)) == layer.map(|l| (section, l))).map(|(ssrc, _)| *ssrc);
+        let by_layer =
+            || self.sources.iter().find(|(_, s)| Some((s.section, s.layer)) == layer.map(|l| (section, l))).map(|(ssrc, _)| *ssrc);
         let source = announced.filter(|s| self.sources.contains_key(s)).or_else(by_layer);
         if let Some(source) = source {
             if self.repairs.len() >= RETIRED_MAX {
@@ -546,4 +547,3 @@ fn write(
     sender.protect_rtp(slot.get_mut(..len)?, header_len, fields.ssrc, place.index);
     Some(len)
 }
-

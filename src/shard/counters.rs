@@ -56,6 +56,12 @@ counters! {
     /// Checks sent on without noting their tuple.
     RedirectTableFull "redirect_table_full" "",
     KeyFramesAsked "key_frame_requests" "",
+    /// Media packets given to another worker that has hearers of them.
+    RingMedia "ring_media_packets" "",
+    /// Of those, what a full ring did not take.
+    RingDropEnhancement "ring_media_drops" "enhancement",
+    RingDropFrame "ring_media_drops" "frame",
+    RingDropSound "ring_media_drops" "sound",
     /// Packets asked for again from publishers.
     Nacked "nacks_sent" "",
     /// Packets sent again to hearers that missed them.

@@ -9,11 +9,12 @@
 
 use super::Shard;
 use super::counters::Counter;
+use super::mail::{Effect, Parcel};
 use crate::base::buf::PacketBuf;
-use crate::base::id::{Carrier, SessionId, TrackId};
+use crate::base::id::{Carrier, RoomId, SessionId, TrackId, WorkerId};
 use crate::base::time::Now;
-use crate::room::Routed;
 use crate::room::layers::Verdict;
+use crate::room::{Routed, Word};
 use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
 
 /// Packets of a turn before it is cut short.
@@ -32,6 +33,7 @@ pub struct FanOut {
 }
 
 struct Packet {
+    room: RoomId,
     publisher: SessionId,
     media: Media,
     buf: PacketBuf,
@@ -46,9 +48,18 @@ struct Delivery {
 }
 
 impl Shard {
+    /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
         self.counters.count(Counter::MediaIn);
-        self.fan_out.packets.push(Packet { publisher, media, buf });
+        match self.places.get(&publisher).map(|p| p.room) {
+            Some(room) => self.take_packet(now, room, publisher, media, buf),
+            None => self.pool.put(buf),
+        }
+    }
+
+    /// A packet of a publisher here or, over a ring, on another worker.
+    pub(super) fn take_packet(&mut self, now: Now, room: RoomId, publisher: SessionId, media: Media, buf: PacketBuf) {
+        self.fan_out.packets.push(Packet { room, publisher, media, buf });
         if self.fan_out.packets.len() >= TURN_MAX {
             self.fan_out(now);
         }
@@ -79,8 +90,8 @@ impl Shard {
 
     /// Who gets a packet; what follows from it for its publisher.
     fn route(&mut self, now: Now, at: usize, packet: &Packet, routed: &mut Routed, deliveries: &mut Vec<Delivery>) {
-        let Packet { publisher, media, .. } = packet;
-        let Some(room_id) = self.places.get(publisher).map(|p| p.room) else { return };
+        let Packet { room: room_id, publisher, media, buf } = packet;
+        let room_id = *room_id;
         let Some(room) = self.rooms.get_mut(&room_id) else { return };
         if let Some(level) = media.audio_level {
             room.speakers.observe(now.mono, *publisher, level);
@@ -100,8 +111,42 @@ impl Shard {
         if let Some(session) = self.sessions.get_mut(publisher) {
             session.set_watched(media.header.ssrc, routed.is_watched);
         }
+        for to in routed.shadows.iter().copied() {
+            let mut copy = self.pool.take();
+            copy.fill(buf);
+            self.counters.count(Counter::RingMedia);
+            let media = Box::new(media.clone());
+            self.effects.push(Effect::Parcel { to, parcel: Parcel::Media { room: room_id, publisher: *publisher, media, buf: copy } });
+        }
+        for (to, word) in routed.words.iter().copied() {
+            self.say(to, room_id, media.track, word);
+        }
         for layer in routed.key_frames.iter().copied() {
-            self.ask_key_frame(now, *publisher, media.track, layer);
+            self.ask_key_frame(now, room_id, media.track, layer);
+        }
+    }
+
+    pub(super) fn say(&mut self, to: WorkerId, room: RoomId, track: TrackId, word: Word) {
+        self.effects.push(Effect::Parcel { to, parcel: Parcel::Word { room, track, word } });
+    }
+
+    /// Another worker said something about a track.
+    pub(super) fn take_word(&mut self, now: Now, from: WorkerId, room_id: RoomId, track: TrackId, word: Word) {
+        let Some(room) = self.rooms.get_mut(&room_id) else { return };
+        let (answer, key_frame) = room.heard(now.mono, track, from, word);
+        if let Some(answer) = answer {
+            self.say(from, room_id, track, answer);
+        }
+        if let Some(layer) = key_frame {
+            self.ask_key_frame(now, room_id, track, layer);
+        }
+    }
+
+    /// Tells homes what has changed here about the needs of a room's hearers.
+    pub(super) fn tell_homes(&mut self, room_id: RoomId) {
+        let news = self.rooms.get_mut(&room_id).map(|r| r.news()).unwrap_or_default();
+        for (track, to, word) in news {
+            self.say(to, room_id, track, word);
         }
     }
 
@@ -168,7 +213,13 @@ impl Shard {
         }
     }
 
-    pub(super) fn ask_key_frame(&mut self, now: Now, publisher: SessionId, track: TrackId, layer: u8) {
+    /// Asks the publisher, or the worker that owns it.
+    pub(super) fn ask_key_frame(&mut self, now: Now, room_id: RoomId, track: TrackId, layer: u8) {
+        let Some(room) = self.rooms.get(&room_id) else { return };
+        if let Some(home) = room.home_of(track) {
+            return self.say(home, room_id, track, Word::KeyFrame(layer));
+        }
+        let Some(publisher) = room.publication(track).map(|p| p.publisher) else { return };
         let Some(session) = self.sessions.get_mut(&publisher) else { return };
         self.counters.count(Counter::KeyFramesAsked);
         let mut effects = std::mem::take(&mut self.session_effects);

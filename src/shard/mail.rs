@@ -5,11 +5,13 @@ use crate::base::id::{Carrier, PeerAddr, RoomId, SessionId, StreamId, TrackId, W
 use crate::engine::ice::Credentials;
 use crate::engine::relay_table::Allocation;
 use crate::engine::srtp::Profile;
+use crate::room::Word;
 use crate::room::layers::Wanted;
 use crate::room::speaker;
-use crate::session::End;
 use crate::session::negotiate::Plan;
 use crate::session::path::FrameQueue;
+use crate::session::{End, Media};
+use crate::wire::data_packet::Delivery;
 use std::net::SocketAddr;
 
 /// Control plane to shard.
@@ -29,12 +31,14 @@ pub enum Command {
         session: SessionId,
         plan: Box<Plan>,
     },
+    /// To the worker that owns the publisher.
     Publish {
         room: RoomId,
         session: SessionId,
         track: TrackId,
         is_video: bool,
     },
+    /// To every worker that has members of the room.
     Unpublish {
         room: RoomId,
         track: TrackId,
@@ -43,6 +47,10 @@ pub enum Command {
         room: RoomId,
         session: SessionId,
         track: TrackId,
+        publisher: SessionId,
+        is_video: bool,
+        /// The worker that owns the publisher.
+        home: WorkerId,
     },
     Unsubscribe {
         room: RoomId,
@@ -56,6 +64,11 @@ pub enum Command {
         track: TrackId,
         /// `None` while it is paused.
         wanted: Option<Wanted>,
+    },
+    /// The workers that have members of the room.
+    Spread {
+        room: RoomId,
+        workers: Vec<WorkerId>,
     },
     Close {
         session: SessionId,
@@ -126,6 +139,12 @@ pub enum Parcel {
     Confirm { carrier: Carrier },
     /// The owner no longer knows this tuple.
     Withdraw { carrier: Carrier },
+    /// A packet of a publisher here for hearers there; once for all of them.
+    Media { room: RoomId, publisher: SessionId, media: Box<Media>, buf: PacketBuf },
+    /// About a track that both have to do with.
+    Word { room: RoomId, track: TrackId, word: Word },
+    /// A room message of a participant here for those there.
+    Data { room: RoomId, delivery: Delivery, bytes: Vec<u8> },
     /// A UDP allocation goes to its owner, with the check that named it.
     Allocation { allocation: Box<Allocation>, delivered: PacketBuf, peer: PeerAddr },
 }

@@ -544,23 +544,27 @@ impl Shard {
                     if let Some(room) = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room)) {
                         room.go_live(id);
                     }
+                    if let Some(room) = self.places.get(&id).map(|p| p.room) {
+                        self.tell_homes(room);
+                    }
                     self.effects.push(Effect::Report(Report::Live { session: id, profile }));
                 }
                 session::Effect::KeyFrameWanted(track) => {
-                    let room = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room));
-                    if let Some((publisher, layer)) = room.and_then(|r| r.key_frame_wanted(now.mono, track, id)) {
+                    let Some(room_id) = self.places.get(&id).map(|p| p.room) else { continue };
+                    let room = self.rooms.get_mut(&room_id);
+                    if let Some(layer) = room.and_then(|r| r.key_frame_wanted(now.mono, track, id)) {
                         self.session_effects = Vec::new();
-                        self.ask_key_frame(now, publisher, track, layer);
+                        self.ask_key_frame(now, room_id, track, layer);
                     }
                 }
                 session::Effect::Resend { track, layer, sequence } => self.resend(now, id, track, layer, sequence),
                 session::Effect::ResendRefused => self.counters.count(Counter::ResendRefused),
                 session::Effect::Nacked(n) => self.counters.add(Counter::Nacked, n as u64),
                 session::Effect::PictureLost { track, layer } => {
-                    let room = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room));
-                    if room.is_some_and(|r| r.picture_lost(now.mono, track, layer)) {
+                    let Some(room_id) = self.places.get(&id).map(|p| p.room) else { continue };
+                    if self.rooms.get_mut(&room_id).is_some_and(|r| r.picture_lost(now.mono, track, layer)) {
                         self.session_effects = Vec::new();
-                        self.ask_key_frame(now, id, track, layer);
+                        self.ask_key_frame(now, room_id, track, layer);
                     }
                 }
                 session::Effect::Data { delivery, bytes } => self.data(now, id, delivery, &bytes),
@@ -583,13 +587,26 @@ impl Shard {
         if !member.can_publish_data {
             return self.counters.count(Counter::DropDataForbidden);
         }
-        let Ok(destinations) = data_packet::destinations(bytes) else { return self.counters.count(Counter::DropDataMalformed) };
+        if data_packet::destinations(bytes).is_err() {
+            return self.counters.count(Counter::DropDataMalformed);
+        }
         let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
+        let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
+        for to in room.elsewhere.iter().copied() {
+            let parcel = Parcel::Data { room: room_id, delivery, bytes: stamped.clone() };
+            self.effects.push(Effect::Parcel { to, parcel });
+        }
+        self.pass_data(now, room_id, Some(from), delivery, &stamped);
+    }
+
+    /// A stamped message to those of its receivers that are here.
+    fn pass_data(&mut self, now: Now, room: RoomId, from: Option<SessionId>, delivery: Delivery, stamped: &[u8]) {
+        let (Some(room), Ok(destinations)) = (self.rooms.get(&room), data_packet::destinations(stamped)) else { return };
         let receivers: Vec<SessionId> = room.data_receivers(from, &destinations).collect();
         for receiver in receivers {
             if let Some(session) = self.sessions.get_mut(&receiver) {
                 let mut effects = Vec::new();
-                let counter = match session.send_data(now.mono, delivery, &stamped, &mut effects) {
+                let counter = match session.send_data(now.mono, delivery, stamped, &mut effects) {
                     Ok(()) => Counter::DataMessages,
                     Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
                     // A participant without data channels has none to miss.
@@ -656,10 +673,14 @@ impl Shard {
                 for track in room.leave(id) {
                     self.store.forget(track);
                 }
-                if room.is_empty() {
-                    self.rooms.remove(&place.room);
-                    self.timers.forget(Timer::Speakers(place.room));
+                self.tell_homes(place.room);
+            }
+            if let Some(room) = self.rooms.get(&place.room).filter(|r| r.is_empty()) {
+                for track in room.tracks() {
+                    self.store.forget(track);
                 }
+                self.rooms.remove(&place.room);
+                self.timers.forget(Timer::Speakers(place.room));
             }
         }
         self.timers.forget(Timer::Session(id));
@@ -727,21 +748,34 @@ impl Shard {
                     room.unpublish(track);
                 }
             }
-            Command::Subscribe { room, session, track } => {
-                if let Some(room) = self.rooms.get_mut(&room)
+            Command::Subscribe { room: room_id, session, track, publisher, is_video, home } => {
+                let own = self.config.worker;
+                if let Some(room) = self.rooms.get_mut(&room_id)
                     && room.member(session).is_some_and(|m| m.can_subscribe)
                 {
+                    if home != own {
+                        room.publish_elsewhere(track, publisher, is_video, home);
+                    }
                     room.subscribe(track, session);
+                    self.tell_homes(room_id);
                 }
             }
-            Command::Unsubscribe { room, session, track } => {
-                if let Some(room) = self.rooms.get_mut(&room) {
+            Command::Unsubscribe { room: room_id, session, track } => {
+                if let Some(room) = self.rooms.get_mut(&room_id) {
                     room.unsubscribe(track, session);
+                    self.tell_homes(room_id);
                 }
             }
-            Command::Want { room, session, track, wanted } => {
-                if let Some(room) = self.rooms.get_mut(&room) {
+            Command::Want { room: room_id, session, track, wanted } => {
+                if let Some(room) = self.rooms.get_mut(&room_id) {
                     room.set_wanted(track, session, wanted);
+                    self.tell_homes(room_id);
+                }
+            }
+            Command::Spread { room, workers } => {
+                let own = self.config.worker;
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.elsewhere = workers.into_iter().filter(|w| *w != own).collect();
                 }
             }
             Command::Close { session } => self.close(now, session),
@@ -754,6 +788,9 @@ impl Shard {
             Parcel::Datagram { carrier, buf } => self.datagram(now, carrier, buf, Some(from)),
             Parcel::Confirm { carrier } => self.table.confirm(carrier, from),
             Parcel::Withdraw { carrier } => self.table.withdraw(carrier, from),
+            Parcel::Media { room, publisher, media, buf } => self.take_packet(now, room, publisher, *media, buf),
+            Parcel::Word { room, track, word } => self.take_word(now, from, room, track, word),
+            Parcel::Data { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
             Parcel::Allocation { allocation, mut delivered, peer } => {
                 let (id, carrier, relayed) = (allocation.id, allocation.carrier, allocation.relayed);
                 self.turn.adopt(now.mono, *allocation);

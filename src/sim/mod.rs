@@ -81,6 +81,8 @@ pub struct World {
     pub given: u64,
     /// Media flows while this is set.
     pub is_talking: bool,
+    /// Only so many of the first seats talk.
+    pub talkers: usize,
     /// Peers insist on waiting for our hello, as some WHIP senders do: the server is the DTLS client.
     pub peers_are_passive: bool,
 }
@@ -133,6 +135,7 @@ impl World {
             reports: Vec::new(),
             given: 0,
             is_talking: true,
+            talkers: usize::MAX,
             peers_are_passive: false,
         }
     }
@@ -164,7 +167,12 @@ impl World {
             self.take_seat(at, *arrival, arrivals.len());
         }
         for (at, arrival) in arrivals.iter().enumerate() {
-            self.negotiate(at, arrival.owner);
+            let (now, session) = (self.time(), self.seats[at].session);
+            let publish = Command::Publish { room: ROOM, session, track: TrackId(at as u64 + 1), is_video: false };
+            self.shards[usize::from(arrival.owner.0)].handle_command(now, publish);
+        }
+        for (at, arrival) in arrivals.iter().enumerate() {
+            self.negotiate(at, arrival.owner, arrivals);
         }
     }
 
@@ -216,7 +224,7 @@ impl World {
     }
 
     /// Answers the peer's offer as the control plane would: its voice is received, each free section sends another's.
-    fn negotiate(&mut self, at: usize, owner: WorkerId) {
+    fn negotiate(&mut self, at: usize, owner: WorkerId, arrivals: &[Arrival]) {
         let others: Vec<usize> = (0..self.seats.len()).filter(|o| *o != at).collect();
         let mut offer_text = self.seats[at].peer.offer();
         if self.peers_are_passive {
@@ -250,12 +258,11 @@ impl World {
         let now = self.time();
         let shard = &mut self.shards[usize::from(owner.0)];
         shard.handle_command(now, Command::Apply { session, plan: Box::new(plan) });
+        shard.handle_command(now, Command::Spread { room: ROOM, workers: arrivals.iter().map(|a| a.owner).collect() });
         for other in &others {
-            // Commands of all owners: a track exists where its publisher lives.
-            let publisher = self.seats[*other].session;
+            let (publisher, home) = (self.seats[*other].session, arrivals[*other].owner);
             let track = TrackId(*other as u64 + 1);
-            shard.handle_command(now, Command::Publish { room: ROOM, session: publisher, track, is_video: false });
-            shard.handle_command(now, Command::Subscribe { room: ROOM, session, track });
+            shard.handle_command(now, Command::Subscribe { room: ROOM, session, track, publisher, is_video: false, home });
         }
         self.collect();
     }
@@ -280,7 +287,7 @@ impl World {
         let arrivals = self.net.next_arrival().into_iter();
         let shards: Vec<Instant> = self.shards.iter_mut().filter_map(Shard::deadline).collect();
         let peers = self.seats.iter().map(|s| anchor.from_std(s.peer.deadline()));
-        let ticks = self.seats.iter().filter(|_| self.is_talking).map(|s| s.next_tick);
+        let ticks = self.seats.iter().take(self.talkers).filter(|_| self.is_talking).map(|s| s.next_tick);
         arrivals.chain(shards).chain(peers).chain(ticks).min()
     }
 
@@ -304,7 +311,7 @@ impl World {
             return shard.wake(now);
         }
         let std_now = self.anchor.to_std(self.now);
-        if let Some(seat) = self.seats.iter_mut().find(|s| self.is_talking && s.next_tick <= now.mono) {
+        if let Some(seat) = self.seats.iter_mut().take(self.talkers).find(|s| self.is_talking && s.next_tick <= now.mono) {
             seat.next_tick = now.mono + TICK;
             return seat.peer.speak(std_now);
         }

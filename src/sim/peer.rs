@@ -26,6 +26,8 @@ pub struct Peer {
     voice: Mid,
     channel: Option<ChannelId>,
     sequence: u64,
+    /// Packets sent.
+    pub spoken: u64,
     outgoing: Vec<Vec<u8>>,
     deadline: Instant,
     pub credentials: Option<Credentials>,
@@ -57,6 +59,7 @@ impl Peer {
             voice,
             channel: None,
             sequence: 1000,
+            spoken: 0,
             outgoing: Vec::new(),
             deadline: now,
             credentials: None,
@@ -108,6 +111,7 @@ impl Peer {
             return;
         }
         self.sequence += 1;
+        self.spoken += 1;
         let (sequence, time) = (self.sequence, (self.sequence * 960) as u32);
         let payload = sequence.to_be_bytes().to_vec();
         if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.voice, None) {

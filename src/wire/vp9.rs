@@ -43,7 +43,11 @@ mod tests {
             ("inter", &[0xC8, 0x81, 0x02], start),
             ("key, spatial 0", &[0xA8, 0x01, 0x00], FrameInfo { starts_key_frame: true, ..layer(0) }),
             ("key, spatial 1", &[0xA8, 0x01, 0x02, 0x00], layer(1)),
-            ("inter, temporal 2, up", &[0xEC, 0x01, 0x54, 0x00], FrameInfo { temporal_id: 2, is_switching_up: true, ends_frame: true, ..layer(2) }),
+            (
+                "inter, temporal 2, up",
+                &[0xEC, 0x01, 0x54, 0x00],
+                FrameInfo { temporal_id: 2, is_switching_up: true, ends_frame: true, ..layer(2) },
+            ),
             ("middle of a key frame", &[0x80, 0x01], none),
             ("cut", &[0xA8], none),
         ];

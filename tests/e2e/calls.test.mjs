@@ -279,6 +279,41 @@ test("k: mute, speakers, lost signalling, full reconnect, the same name twice", 
   await leaveAll(ada, again);
 });
 
+test("l: five per cent of loss and 100 ms away, by udp and by tls: repaired, not frozen", { timeout: 400_000 }, async () => {
+  lab.firewall("open");
+  await lab.far(50, 50);
+  const far = await startChromium(lab, server, "far");
+  try {
+    for (const relay of ["0", "1"]) {
+      const bob = await Participant.join(atHome, server, "l", "bob");
+      if (relay === "1") lab.in(lab.names.router, "nft", "insert", "rule", "inet", "postern", "pass", "iifname", "far", "meta", "l4proto", "udp", "drop");
+      const ada = await Participant.join(far, server, "l", "ada", { relay });
+      await Promise.all([ada.seesAndHears(), bob.seesAndHears()]);
+      const before = server.metrics();
+      const [atAda, atBob] = await Promise.all([ada.watch(30_000), bob.watch(30_000)]);
+      const now = server.metrics();
+      const grew = (name) => now.get(name) - (before.get(name) ?? 0);
+      const asked = grew("postern_key_frame_requests_total");
+      const path = await ada.path();
+      const summary = JSON.stringify({ path, atAda, atBob, asked, nacks: grew("postern_nacks_sent_total"), resent: grew('postern_retransmissions_total{outcome="sent"}') });
+      console.log(summary);
+      assert.match(path, relay === "1" ? /^relay\/(tls|tcp)$/ : /^udp$/);
+      for (const seen of [atAda, atBob]) {
+        assert.ok(seen.frames > 150, summary);
+        assert.ok(seen.longestMs < 1_000, summary);
+      }
+      assert.ok(asked <= 6, summary);
+      if (relay === "0") {
+        assert.ok(atAda.repaired > 20, `ada got repairs: ${summary}`);
+        assert.ok(atAda.resent > 20, `ada repaired: ${summary}`);
+      }
+      await leaveAll(ada, bob);
+    }
+  } finally {
+    await far.close();
+  }
+});
+
 /** Video keeps growing; nobody need speak. */
 async function seeing(participant, totalMs) {
   await over(totalMs, 2, async (previous) => {

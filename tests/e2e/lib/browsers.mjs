@@ -193,6 +193,41 @@ export class Participant {
     });
   }
 
+  /**
+   * Watches the picture for a while: the longest time without a new decoded frame, and what was lost, repaired and asked
+   * for, on the way in and on the way out.
+   */
+  watch(totalMs) {
+    return this.ask(async (totalMs) => {
+      const read = async () => {
+        const rows = await window.postern.stats();
+        const sum = (type, field) => rows.filter((r) => r.type === type && r.kind === "video").reduce((total, r) => total + (r[field] ?? 0), 0);
+        const inbound = (field) => sum("inbound-rtp", field);
+        return {
+          frames: inbound("framesDecoded"),
+          lost: inbound("packetsLost"),
+          repaired: inbound("retransmittedPacketsReceived"),
+          nacks: inbound("nackCount"),
+          plis: inbound("pliCount"),
+          resent: sum("outbound-rtp", "retransmittedPacketsSent"),
+        };
+      };
+      const start = performance.now();
+      const first = await read();
+      let [last, lastAt, longestMs] = [first, start, 0];
+      while (performance.now() - start < totalMs) {
+        await new Promise((resolve) => setTimeout(resolve, 50));
+        const next = await read();
+        const now = performance.now();
+        if (next.frames > last.frames) lastAt = now;
+        else longestMs = Math.max(longestMs, now - lastAt);
+        last = next;
+      }
+      const grown = Object.fromEntries(Object.keys(first).map((key) => [key, last[key] - first[key]]));
+      return { ...grown, longestMs: Math.round(longestMs) };
+    }, totalMs);
+  }
+
   /** The selected pair: "udp", "tcp", "relay/udp", "relay/tcp", "relay/tls". */
   path() {
     return this.ask(async () => {

@@ -2,9 +2,10 @@
 //
 //   office 10.99.1.2 ── 10.99.1.1 ┐
 //                                 router ── 192.0.2.1 server
-//   home   10.99.3.2 ── 10.99.3.1 ┘
+//   home   10.99.3.2 ── 10.99.3.1 ┤
+//   far    10.99.4.2 ~~ 10.99.4.1 ┘   a long, lossy wire, once `far` has been called
 //
-// The office lies behind the firewall, the home does not. The server has a public address (of the documentation range):
+// The office lies behind the firewall, the others do not. The server has a public address (of the documentation range):
 // Chromium refuses candidates on port 443 of a private one.
 
 import { execFileSync, spawn } from "node:child_process";
@@ -37,13 +38,13 @@ const OFFICE = {
 export class Lab {
   constructor() {
     const id = process.pid;
-    this.names = { office: `po${id}`, home: `ph${id}`, router: `pr${id}`, server: `ps${id}` };
+    this.names = { office: `po${id}`, home: `ph${id}`, far: `pf${id}`, router: `pr${id}`, server: `ps${id}` };
     this.dir = mkdtempSync(join(tmpdir(), `postern-e2e-${id}-`));
     this.processes = new Set();
     process.once("exit", () => this.close());
     for (const signal of ["SIGINT", "SIGTERM"]) process.once(signal, () => process.exit(1));
-    const { office, home, router, server } = this.names;
-    for (const name of [office, home, router, server]) {
+    const { office, home, far, router, server } = this.names;
+    for (const name of [office, home, far, router, server]) {
       mkdirSync(`/etc/netns/${name}`, { recursive: true });
       writeFileSync(`/etc/netns/${name}/hosts`, `127.0.0.1 localhost\n${SERVER} ${DOMAIN}\n`);
       writeFileSync(`/etc/netns/${name}/resolv.conf`, "nameserver 127.0.0.1\n");
@@ -71,6 +72,22 @@ export class Lab {
     await until("all links are up", 10_000, () => [office, home, server].every((name) => this.in(name, "ip", "-br", "link", "show", "eth0").includes(" UP ")));
   }
 
+  /** Lays the wire to the far namespace: so much delay and loss each way. */
+  async far(delayMs, lossPerMille) {
+    const { far, router } = this.names;
+    const args = [new URL("wire.py", import.meta.url).pathname, `${far}:eth0`, `${router}:far`, delayMs, lossPerMille].map(String);
+    const wire = spawn("python3", args, { stdio: ["ignore", "pipe", "inherit"] });
+    this.processes.add(wire);
+    let said = "";
+    wire.stdout.on("data", (text) => (said += text));
+    await until("the wire is up", 10_000, () => said.includes("up"));
+    for (const [name, device, host] of [[far, "eth0", "10.99.4.2"], [router, "far", "10.99.4.1"]]) {
+      this.in(name, "ip", "addr", "add", `${host}/24`, "dev", device);
+      this.in(name, "ip", "link", "set", device, "up");
+    }
+    this.in(far, "ip", "route", "add", "default", "via", "10.99.4.1");
+  }
+
   /** Runs a command in a namespace and returns what it prints. */
   in(name, ...command) {
     return run("ip", "netns", "exec", name, ...command);
@@ -91,7 +108,7 @@ delete table inet postern
 table inet postern {
  chain pass {
  type filter hook forward priority 0; policy drop;
- iifname { "home", "server" } oifname { "home", "server" } accept
+ iifname { "home", "far", "server" } oifname { "home", "far", "server" } accept
  ${OFFICE[kind]}
  meta l4proto tcp reject with tcp reset
  }

@@ -27,6 +27,8 @@ mode = "self-signed"
 state_dir = "${this.state}"
 [keys]
 devkey = "secret"
+[rooms]
+streams_together = 1
 [log]
 level = "debug"
 `,
