@@ -200,16 +200,12 @@ impl Room {
     pub fn heard(&mut self, now: Instant, track: TrackId, from: WorkerId, word: Word) -> (Option<Word>, Option<u8>) {
         let Some(publication) = self.publications.get_mut(&track) else { return (None, None) };
         match (word, &mut publication.home) {
-            (Word::Demand(demand), Home::Here { shadows, told }) => match shadows.iter_mut().find(|s| s.worker == from) {
-                Some(shadow) => {
-                    shadow.demand = demand;
-                    (None, None)
-                }
-                None => {
-                    shadows.push(Shadow { worker: from, demand });
-                    (Some(Word::Live(*told)), None)
-                }
-            },
+            (Word::Demand(demand), Home::Here { shadows, told }) => {
+                shadows.retain(|s| s.worker != from);
+                shadows.push(Shadow { worker: from, demand });
+                // Told each time: a shadow that has come back has forgotten.
+                (Some(Word::Live(*told)), None)
+            }
             (Word::Live(now_live), Home::Elsewhere { live, .. }) => {
                 *live = now_live;
                 (publication.news().map(|(_, word)| word), None)
@@ -359,6 +355,68 @@ mod tests {
             room.subscribe(TRACK, SessionId(session));
         }
         room
+    }
+
+    /// A room on two workers: what one has to say is handed to the other until nobody has anything.
+    fn converse(now: Instant, rooms: &mut [Room; 2]) {
+        loop {
+            let mut said: Vec<(usize, WorkerId, TrackId, Word)> = Vec::new();
+            for (at, room) in rooms.iter_mut().enumerate() {
+                said.extend(room.news().into_iter().map(|(track, _, word)| (1 - at, WorkerId(at as u8), track, word)));
+            }
+            if said.is_empty() {
+                return;
+            }
+            while let Some((to, from, track, word)) = said.pop() {
+                if let (Some(answer), _) = rooms[to].heard(now, track, from, word) {
+                    said.push((usize::from(from.0), WorkerId(to as u8), track, answer));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_shadow_gets_what_its_hearers_need_and_can_come_back() {
+        let now = Instant::from_millis;
+        let member = |session| Member {
+            session: SessionId(session),
+            identity: String::new(),
+            sid: String::new(),
+            can_publish_data: true,
+            can_subscribe: true,
+            is_live: true,
+        };
+        let mut rooms = [Room::default(), Room::default()];
+        let mut routed = Routed::default();
+        rooms[0].join(member(0));
+        rooms[0].publish(TRACK, SessionId(0), true);
+        for at in 0..3 {
+            rooms[0].route(now(at), TRACK, at as u8, FrameInfo::default(), &mut routed);
+        }
+        assert!(routed.shadows.is_empty());
+        for round in 0..2 {
+            rooms[1].join(member(9));
+            rooms[1].publish_elsewhere(TRACK, SessionId(0), true, WorkerId(0));
+            rooms[1].subscribe(TRACK, SessionId(9));
+            converse(now(10), &mut rooms);
+            rooms[0].route(now(11), TRACK, 2, KEY, &mut routed);
+            assert_eq!(routed.shadows, [WorkerId(1)], "round {round}: the best layer");
+            rooms[0].route(now(11), TRACK, 0, KEY, &mut routed);
+            assert!(routed.shadows.is_empty(), "round {round}: and no other");
+            rooms[1].route(now(12), TRACK, 2, KEY, &mut routed);
+            assert_eq!(routed.hearers, [(SessionId(9), START)]);
+            rooms[1].set_wanted(TRACK, SessionId(9), Some(Wanted { layer_max: 0, ..Wanted::ALL }));
+            converse(now(13), &mut rooms);
+            for layer in [0, 2] {
+                rooms[0].route(now(14), TRACK, layer, FrameInfo::default(), &mut routed);
+                assert_eq!(routed.shadows, [WorkerId(1)], "both, until the switch");
+            }
+            rooms[1].leave(SessionId(9));
+            converse(now(15), &mut rooms);
+            rooms[0].route(now(16), TRACK, 2, KEY, &mut routed);
+            assert!(routed.shadows.is_empty());
+            rooms[1] = Room::default();
+        }
     }
 
     #[test]

@@ -12,8 +12,9 @@ use crate::base::time::{Duration, Instant};
 use crate::engine::rtp_in::{Arrival, RtpIn};
 use crate::engine::rtp_out::{Input, Mapped, RtpOut, Verdict};
 use crate::engine::srtp::Sender;
+use crate::wire::dependency::{self, Structure};
 use crate::wire::rtcp::{self, XrBlock};
-use crate::wire::rtp::{self, Extension, ExtensionMap, FrameInfo};
+use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
 use crate::wire::sdp::{Format, OfferedFormat};
 use crate::wire::vp8;
 use std::ops::Range;
@@ -81,6 +82,8 @@ pub(super) struct Source {
     layer: u8,
     stream: RtpIn,
     picture_newest: u64,
+    /// Layers of an AV1 stream, as its last key frame described them.
+    structure: Option<Structure>,
 }
 
 pub(super) struct Outgoing {
@@ -183,11 +186,18 @@ impl Session {
             Arrival::Duplicate => return Err(SessionDrop::Duplicate),
             Arrival::TooOld => return Err(SessionDrop::TooOld),
         };
-        let frame = format.codec.frame_info(&packet[payload.clone()]);
+        let by_payload = || format.codec.frame_info(&packet[payload.clone()]);
+        let frame = match section.extensions.id(Extension::DependencyDescriptor).filter(|_| format.codec == Codec::Av1) {
+            Some(id) => {
+                let descriptor = header.extensions(packet).find(|(i, _)| *i == id);
+                descriptor.and_then(|(_, bytes)| dependency::read(bytes, &mut source.structure)).unwrap_or_else(by_payload)
+            }
+            None => by_payload(),
+        };
         if frame.starts_key_frame {
             source.stream.key_frame(sequence);
         }
-        let picture = (format.codec == rtp::Codec::Vp8).then(|| vp8::Descriptor::read(&packet[payload.clone()])).flatten();
+        let picture = (format.codec == Codec::Vp8).then(|| vp8::Descriptor::read(&packet[payload.clone()])).flatten();
         let picture = picture.map(|descriptor| {
             let id = descriptor.picture_id.map_or(0, |id| id.extend(source.picture_newest));
             source.picture_newest = source.picture_newest.max(id);
@@ -260,7 +270,7 @@ impl Session {
             }
         }
         let stream = RtpIn::new(header.ssrc, clock_rate, header.sequence);
-        self.sources.insert(header.ssrc, Source { section, layer, stream, picture_newest: 1 << 16 });
+        self.sources.insert(header.ssrc, Source { section, layer, stream, picture_newest: 1 << 16, structure: None });
         self.source_order.push(header.ssrc);
     }
 

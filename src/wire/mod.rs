@@ -5,6 +5,7 @@ pub mod av1;
 pub mod data_packet;
 pub mod dcep;
 pub mod demux;
+pub mod dependency;
 pub mod dtls;
 pub mod framing;
 pub mod h264;
