@@ -27,13 +27,14 @@
 //!    by its ufrag before any look-up of tuples; the rest by its tuple in [`shard::table`]. If another worker owns it, it crosses
 //!    the ring as a [`shard::mail::Parcel`] and enters that worker at this very point.
 //! 3. `Shard::rtp` hands it to the owner's [`session::Session::handle_rtp`], where [`engine::srtp`] decrypts it in place,
-//!    [`engine::rtp_in`] takes note of it, and the codec's descriptor tells whether it starts a key frame. It comes back as
-//!    [`session::Media`].
-//! 4. `Shard::fan_out` asks [`room::Room::route`] who hears it and in which layer ([`room::layers`]).
+//!    [`engine::rtp_in`] takes note of it and of what is missing, and the codec's descriptor tells whether it starts a key
+//!    frame. It comes back as [`session::Media`] and waits, in its buffer, for the end of the turn.
+//! 4. `Shard::fan_out` asks [`room::Room::route`] who hears it and in which layer ([`room::layers`]), and which other workers do:
+//!    those get it once, over their ring, and go on from here. Then it goes hearer by hearer, and last into `shard/store.rs`.
 //! 5. For each hearer `Shard::forward` opens a slot in [`shard::egress`], dressed for that hearer's route, and
 //!    [`session::Session::forward`] writes into it: numbers by [`engine::rtp_out`], extension ids of this hearer, encrypted by
 //!    its own keys.
-//! 6. At the end of the turn `Worker::flush` sends all datagrams by `sendmmsg`; frames for TCP and TLS wait in their
+//! 6. At the end of the turn `Worker::flush` sends all datagrams by `sendmmsg`, neighbours of one length as one message; frames for TCP and TLS wait in their
 //!    connection's queue ([`session::path::FrameQueue`]) in plaintext until that connection takes them.
 //!
 //! A relayed packet comes in one step earlier: `Shard::turn_message` gives it to [`engine::turn`], which answers with a delivery to

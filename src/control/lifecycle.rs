@@ -1,6 +1,7 @@
-//! The life of the process as a value that everyone can watch.
+//! The life of the process as a value that everyone can look at.
 
-use tokio::sync::watch;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Phase {
@@ -10,26 +11,19 @@ pub enum Phase {
     Stopping,
 }
 
-/// Both ends of the watch.
-#[derive(Clone)]
-pub struct Lifecycle(watch::Sender<Phase>);
-
-impl Default for Lifecycle {
-    fn default() -> Self {
-        Self(watch::Sender::new(Phase::Booting))
-    }
-}
+#[derive(Clone, Default)]
+pub struct Lifecycle(Arc<AtomicU8>);
 
 impl Lifecycle {
     pub fn phase(&self) -> Phase {
-        *self.0.borrow()
+        match self.0.load(Relaxed) {
+            0 => Phase::Booting,
+            1 => Phase::Ready,
+            _ => Phase::Stopping,
+        }
     }
 
     pub fn enter(&self, phase: Phase) {
-        self.0.send_replace(phase);
-    }
-
-    pub fn watch(&self) -> watch::Receiver<Phase> {
-        self.0.subscribe()
+        self.0.store(phase as u8, Relaxed);
     }
 }

@@ -154,12 +154,6 @@ pub struct Rooms {
     secrets: SecretRng,
 }
 
-/// A participant that has just joined.
-pub struct Joined {
-    pub session: SessionId,
-    pub room: String,
-}
-
 #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
 fn wall() -> Duration {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default()
@@ -191,7 +185,7 @@ impl Rooms {
     // ---- joining and leaving --------------------------------------------------------------------------------------
 
     /// Lets a participant in: everything it is told first is in its queue when this returns.
-    pub fn join(&mut self, claims: Claims, request: proto::JoinRequest, host: &str, signal: Signal) -> Result<Joined, JoinError> {
+    pub fn join(&mut self, claims: Claims, request: proto::JoinRequest, host: &str, signal: Signal) -> Result<SessionId, JoinError> {
         let name = claims.video.room.clone();
         if !self.may_join(&claims) {
             return Err(JoinError::RoomMissing);
@@ -342,7 +336,7 @@ impl Rooms {
             self.offer(session, &offer);
         }
         tracing::info!(room = %name, session = session.0, worker = worker.0, "a participant joined");
-        Ok(Joined { session, room: name })
+        Ok(session)
     }
 
     fn credentials(&mut self, worker: WorkerId) -> Credentials {

@@ -194,7 +194,7 @@ fn admit(
     let session = if request.reconnect && !request.participant_sid.is_empty() {
         front.rooms().resume(&claims, &request.participant_sid, &host, signal.clone())
     } else {
-        Some(front.rooms().join(claims, request, &host, signal.clone())?.session)
+        Some(front.rooms().join(claims, request, &host, signal.clone())?)
     };
     let Some(session) = session else {
         // A participant that is no longer here joins anew; this answer makes the SDK do so by itself.

@@ -132,12 +132,6 @@ impl Allocation {
     pub fn channel_to(&self, now: Instant, peer: PeerAddr) -> Option<u16> {
         self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
     }
-
-    fn next_change(&self, now: Instant) -> Instant {
-        let permissions = self.permissions.iter().map(|p| p.expires);
-        let channels = self.channels.iter().map(|c| c.expires);
-        permissions.chain(channels).filter(|at| *at > now).fold(self.expires, Instant::min)
-    }
 }
 
 /// All allocations of one worker.
@@ -146,8 +140,8 @@ pub struct RelayTable {
     by_id: HashMap<AllocationId, Allocation>,
     by_carrier: HashMap<Carrier, AllocationId>,
     per_user: HashMap<Vec<u8>, usize>,
-    /// Earliest known change of each allocation; exactly one entry an allocation.
-    changes: BinaryHeap<Reverse<(Instant, AllocationId)>>,
+    /// When each allocation is to be looked at; a refresh is found out then.
+    ends: BinaryHeap<Reverse<(Instant, AllocationId)>>,
 }
 
 impl RelayTable {
@@ -175,9 +169,9 @@ impl RelayTable {
         self.by_id.get_mut(&id)
     }
 
-    pub fn insert(&mut self, now: Instant, allocation: Allocation) {
+    pub fn insert(&mut self, allocation: Allocation) {
         let id = allocation.id;
-        self.changes.push(Reverse((allocation.next_change(now), id)));
+        self.ends.push(Reverse((allocation.expires, id)));
         self.by_carrier.insert(allocation.carrier, id);
         *self.per_user.entry(allocation.quota_name.clone()).or_default() += 1;
         self.by_id.insert(id, allocation);
@@ -195,24 +189,20 @@ impl RelayTable {
         Some(allocation)
     }
 
-    /// When something may expire next.
+    /// When an allocation may expire next.
     pub fn deadline(&self) -> Option<Instant> {
-        self.changes.peek().map(|Reverse((at, _))| *at)
+        self.ends.peek().map(|Reverse((at, _))| *at)
     }
 
-    /// An allocation whose time has come: `true` when it ended, `false` when a permission or channel of it did.
-    pub fn pop_due(&mut self, now: Instant) -> Option<(AllocationId, bool)> {
-        while let Some(Reverse((at, id))) = self.changes.peek().copied() {
-            if at > now {
-                return None;
+    /// An allocation that has expired, taken out.
+    pub fn pop_expired(&mut self, now: Instant) -> Option<Allocation> {
+        while let Some(Reverse((_, id))) = self.ends.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+            self.ends.pop();
+            match self.by_id.get(&id).map(|a| a.expires) {
+                Some(expires) if expires <= now => return self.remove(id),
+                Some(expires) => self.ends.push(Reverse((expires, id))),
+                None => {}
             }
-            self.changes.pop();
-            let Some(allocation) = self.by_id.get(&id) else { continue };
-            if allocation.expires <= now {
-                return Some((id, true));
-            }
-            self.changes.push(Reverse((allocation.next_change(now), id)));
-            return Some((id, false));
         }
         None
     }

@@ -108,10 +108,6 @@ pub enum Effect {
         peer: PeerAddr,
         payload: Range<usize>,
     },
-    /// The header of what goes to `allocation`'s client changed: a channel was bound, or something expired.
-    RouteChanged {
-        allocation: AllocationId,
-    },
     Opened {
         allocation: AllocationId,
     },
@@ -159,9 +155,9 @@ impl Turn {
         self.table.remove(id)
     }
 
-    pub fn adopt(&mut self, now: Instant, mut allocation: Allocation) {
+    pub fn adopt(&mut self, mut allocation: Allocation) {
         allocation.has_moved = true;
-        self.table.insert(now, allocation);
+        self.table.insert(allocation);
     }
 
     /// Takes one STUN or ChannelData message of `client`; leaves the answer in `reply` (empty: none).
@@ -308,7 +304,7 @@ impl Turn {
         let expires = now + Duration::from_secs(lifetime_s.into());
         let (username, quota_name, key) = (user.username(), user.quota_name(), user.key().clone());
         let allocation = Allocation::new(allocation_id, carrier, client, relayed, username, quota_name, key, id, expires);
-        self.table.insert(now, allocation);
+        self.table.insert(allocation);
         let lacking = additional.map(|_| FAMILY_IPV6);
         allocated(reply, id, relayed, client, lifetime_s, lacking, user.key());
         out.push(Effect::Opened { allocation: allocation_id });
@@ -401,7 +397,6 @@ impl Turn {
             return Err(Refusal::PeerForbidden);
         }
         allocation.permit(now, &peers).map_err(|_| Refusal::CapacityReached)?;
-        out.push(Effect::RouteChanged { allocation: allocation.id });
         succeeded(reply, Method::CreatePermission, request.transaction_id(), user.key());
         Ok(())
     }
@@ -434,7 +429,6 @@ impl Turn {
             TableRefusal::Full => Refusal::CapacityReached,
             TableRefusal::Conflict => Refusal::BadRequest,
         })?;
-        out.push(Effect::RouteChanged { allocation: allocation.id });
         succeeded(reply, Method::ChannelBind, request.transaction_id(), user.key());
         Ok(())
     }
@@ -503,14 +497,8 @@ impl Turn {
 
     /// Ends what has expired.
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        while let Some((id, has_ended)) = self.table.pop_due(now) {
-            if has_ended {
-                if let Some(allocation) = self.table.remove(id) {
-                    out.push(Effect::Closed { allocation: id, carrier: allocation.carrier });
-                }
-            } else {
-                out.push(Effect::RouteChanged { allocation: id });
-            }
+        while let Some(allocation) = self.table.pop_expired(now) {
+            out.push(Effect::Closed { allocation: allocation.id, carrier: allocation.carrier });
         }
     }
 

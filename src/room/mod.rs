@@ -420,6 +420,29 @@ mod tests {
     }
 
     #[test]
+    fn a_better_layer_that_comes_later_is_told_needed_and_asked_for() {
+        let now = Instant::from_millis;
+        let mut rooms = [Room::default(), room_of(1)];
+        rooms[1].unpublish(TRACK);
+        rooms[0].publish(TRACK, SessionId(0), true);
+        rooms[1].publish_elsewhere(TRACK, SessionId(0), true, WorkerId(0));
+        rooms[1].subscribe(TRACK, SessionId(1));
+        let mut routed = Routed::default();
+        rooms[0].route(now(0), TRACK, 1, FrameInfo::default(), &mut routed);
+        converse(now(0), &mut rooms);
+        rooms[1].route(now(1), TRACK, 1, KEY, &mut routed);
+        rooms[0].route(now(1_000), TRACK, 2, FrameInfo::default(), &mut routed);
+        for (_, word) in std::mem::take(&mut routed.words) {
+            let (answer, _) = rooms[1].heard(now(1_000), TRACK, WorkerId(0), word);
+            rooms[0].heard(now(1_000), TRACK, WorkerId(1), answer.expect("a need"));
+        }
+        rooms[0].route(now(1_010), TRACK, 2, FrameInfo::default(), &mut routed);
+        assert_eq!(routed.shadows, [WorkerId(1)]);
+        rooms[1].route(now(1_011), TRACK, 2, FrameInfo::default(), &mut routed);
+        assert_eq!(routed.key_frames, [2]);
+    }
+
+    #[test]
     fn one_key_frame_serves_all_who_wait() {
         let mut room = room_of(3);
         let mut routed = Routed::default();

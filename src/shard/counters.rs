@@ -56,6 +56,10 @@ counters! {
     /// Checks sent on without noting their tuple.
     RedirectTableFull "redirect_table_full" "",
     KeyFramesAsked "key_frame_requests" "",
+    /// Why: a hearer's stream starts or changes its layer; a hearer lost the picture; the publisher did not repair a loss.
+    KeyFrameStart "key_frame_causes" "stream_start",
+    KeyFrameHearer "key_frame_causes" "picture_lost",
+    KeyFrameRepair "key_frame_causes" "repair_failed",
     /// Media packets given to another worker that has hearers of them.
     RingMedia "ring_media_packets" "",
     /// Of those, what a full ring did not take.

@@ -122,6 +122,7 @@ impl Shard {
             self.say(to, room_id, media.track, word);
         }
         for layer in routed.key_frames.iter().copied() {
+            self.counters.count(Counter::KeyFrameStart);
             self.ask_key_frame(now, room_id, media.track, layer);
         }
     }

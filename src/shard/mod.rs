@@ -241,7 +241,7 @@ impl Shard {
         let outcome = match (allocation, peer) {
             (Some(allocation), Some(peer)) => {
                 let (id, relayed) = (allocation.id, allocation.relayed);
-                self.turn.adopt(now.mono, *allocation);
+                self.turn.adopt(*allocation);
                 self.arm_turn();
                 self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None)
             }
@@ -357,8 +357,7 @@ impl Shard {
                     self.give_up(carrier);
                 }
                 turn::Effect::Refused(refusal) => self.counters.count(refusal.into()),
-                // Routes are looked up when something is sent.
-                turn::Effect::RouteChanged { .. } | turn::Effect::Deliver { .. } => {}
+                turn::Effect::Deliver { .. } => {}
             }
         }
         self.turn_effects = effects;
@@ -553,6 +552,7 @@ impl Shard {
                     let Some(room_id) = self.places.get(&id).map(|p| p.room) else { continue };
                     let room = self.rooms.get_mut(&room_id);
                     if let Some(layer) = room.and_then(|r| r.key_frame_wanted(now.mono, track, id)) {
+                        self.counters.count(Counter::KeyFrameHearer);
                         self.session_effects = Vec::new();
                         self.ask_key_frame(now, room_id, track, layer);
                     }
@@ -563,6 +563,7 @@ impl Shard {
                 session::Effect::PictureLost { track, layer } => {
                     let Some(room_id) = self.places.get(&id).map(|p| p.room) else { continue };
                     if self.rooms.get_mut(&room_id).is_some_and(|r| r.picture_lost(now.mono, track, layer)) {
+                        self.counters.count(Counter::KeyFrameRepair);
                         self.session_effects = Vec::new();
                         self.ask_key_frame(now, room_id, track, layer);
                     }
@@ -793,7 +794,7 @@ impl Shard {
             Parcel::Data { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
             Parcel::Allocation { allocation, mut delivered, peer } => {
                 let (id, carrier, relayed) = (allocation.id, allocation.carrier, allocation.relayed);
-                self.turn.adopt(now.mono, *allocation);
+                self.turn.adopt(*allocation);
                 self.arm_turn();
                 self.table.received_by(carrier, from);
                 let outcome = self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None);

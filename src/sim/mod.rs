@@ -4,6 +4,7 @@
 //! and repeats. Ties break by insertion. No thread, no sleep, no clock: one seed, one run (but for DTLS, whose keys the
 //! foreign crates draw themselves).
 
+pub mod camera;
 pub mod check;
 pub mod net;
 pub mod peer;
@@ -16,6 +17,7 @@ use crate::engine::dtls::Identity;
 use crate::engine::ice::Credentials;
 use crate::engine::turn::TurnConfig;
 use crate::engine::turn_auth::Secrets;
+use crate::room::layers::Wanted;
 use crate::session::negotiate::{self, Candidates, Local, Use};
 use crate::shard::mail::{Command, Effect, Report, StreamRole};
 use crate::shard::{PortRole, Shard, ShardConfig, table};
@@ -32,8 +34,11 @@ pub const MEDIA: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv
 const ROOM: RoomId = RoomId(1);
 const MEDIA_SOCKET: SocketId = SocketId(0);
 const TURN_SOCKET: SocketId = SocketId(1);
-/// Each peer sends a media packet so often.
+/// Each peer sends a packet of its voice so often, and a frame of its camera.
 const TICK: Duration = Duration::from_millis(20);
+const FRAME: Duration = Duration::from_millis(33);
+/// Tracks of cameras stand behind those of voices.
+const CAMERAS: u64 = 1000;
 
 /// How a peer's packets reach the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +68,9 @@ struct Seat {
     carrier: Carrier,
     /// Worker whose socket gets its packets; for a connection, the one that holds it now.
     ingress: WorkerId,
+    owner: WorkerId,
     next_tick: Instant,
+    next_frame: Instant,
     is_silent: bool,
 }
 
@@ -71,7 +78,7 @@ pub struct World {
     now: Instant,
     pub shards: Vec<Shard>,
     seats: Vec<Seat>,
-    net: Net,
+    pub net: Net,
     anchor: Anchor,
     secrets: Secrets,
     fingerprint: String,
@@ -81,6 +88,8 @@ pub struct World {
     pub given: u64,
     /// Media flows while this is set.
     pub is_talking: bool,
+    /// Everybody has a camera.
+    pub films: bool,
     /// Only so many of the first seats talk.
     pub talkers: usize,
     /// Peers insist on waiting for our hello, as some WHIP senders do: the server is the DTLS client.
@@ -93,6 +102,14 @@ pub struct Arrival {
     pub way: Way,
     pub ingress: WorkerId,
     pub owner: WorkerId,
+}
+
+fn track_of(at: usize, is_video: bool) -> TrackId {
+    TrackId(at as u64 + 1 + if is_video { CAMERAS } else { 0 })
+}
+
+fn ssrc_of(at: usize, of: usize, is_video: bool) -> u32 {
+    1000 * (at as u32 + 1) + of as u32 + if is_video { 500_000 } else { 0 }
 }
 
 impl World {
@@ -135,6 +152,7 @@ impl World {
             reports: Vec::new(),
             given: 0,
             is_talking: true,
+            films: false,
             talkers: usize::MAX,
             peers_are_passive: false,
         }
@@ -168,8 +186,9 @@ impl World {
         }
         for (at, arrival) in arrivals.iter().enumerate() {
             let (now, session) = (self.time(), self.seats[at].session);
-            let publish = Command::Publish { room: ROOM, session, track: TrackId(at as u64 + 1), is_video: false };
-            self.shards[usize::from(arrival.owner.0)].handle_command(now, publish);
+            let owner = &mut self.shards[usize::from(arrival.owner.0)];
+            owner.handle_command(now, Command::Publish { room: ROOM, session, track: track_of(at, false), is_video: false });
+            owner.handle_command(now, Command::Publish { room: ROOM, session, track: track_of(at, true), is_video: true });
         }
         for (at, arrival) in arrivals.iter().enumerate() {
             self.negotiate(at, arrival.owner, arrivals);
@@ -202,7 +221,7 @@ impl World {
             }
             local = relay.relayed().expect("an allocation");
         }
-        let peer = Peer::new(self.anchor.to_std(self.now), local, arrival.way, relay, others);
+        let peer = Peer::new(self.anchor.to_std(self.now), local, arrival.way, relay, others, self.films);
         let owner = arrival.owner;
         let ufrag = table::ufrag(owner, &self.chance.ice_chars(10));
         let credentials = Credentials { ufrag, pwd: self.chance.ice_chars(24) };
@@ -217,8 +236,8 @@ impl World {
         };
         let now = self.time();
         self.shards[usize::from(owner.0)].handle_command(now, command);
-        let next_tick = self.now + TICK;
-        let mut seat = Seat { peer, session, carrier, ingress, next_tick, is_silent: false };
+        let (next_tick, next_frame) = (self.now + TICK, self.now + FRAME);
+        let mut seat = Seat { peer, session, carrier, ingress, owner, next_tick, next_frame, is_silent: false };
         seat.peer.credentials = Some(credentials);
         self.seats.push(seat);
     }
@@ -231,17 +250,19 @@ impl World {
             offer_text = offer_text.replace("a=setup:actpass", "a=setup:passive");
         }
         let offer = Offer::parse(&offer_text).expect("the peer's offer");
-        let mut heard = others.iter();
+        let (mut heard, mut seen) = (others.iter(), others.iter());
         let uses: Vec<Use> = offer
             .sections
             .iter()
             .map(|s| match (s.kind, s.direction) {
                 (Kind::Application, _) => Use::Data,
-                (_, Direction::SendOnly | Direction::SendRecv) => Use::Receive { track: TrackId(at as u64 + 1), prefer: None },
-                _ => heard.next().map_or(Use::Idle, |other| Use::Send {
-                    track: TrackId(*other as u64 + 1),
-                    ssrc: Ssrc(1000 * (at as u32 + 1) + *other as u32),
-                    rtx: Ssrc(1_000_000 + 1000 * (at as u32 + 1) + *other as u32),
+                (kind, Direction::SendOnly | Direction::SendRecv) => {
+                    Use::Receive { track: track_of(at, kind == Kind::Video), prefer: None }
+                }
+                (kind, _) => if kind == Kind::Video { &mut seen } else { &mut heard }.next().map_or(Use::Idle, |other| Use::Send {
+                    track: track_of(*other, kind == Kind::Video),
+                    ssrc: Ssrc(ssrc_of(at, *other, kind == Kind::Video)),
+                    rtx: Ssrc(1_000_000 + ssrc_of(at, *other, kind == Kind::Video)),
                     codec: None,
                     stream: format!("PA_{other}"),
                     label: format!("TR_{other}"),
@@ -261,8 +282,31 @@ impl World {
         shard.handle_command(now, Command::Spread { room: ROOM, workers: arrivals.iter().map(|a| a.owner).collect() });
         for other in &others {
             let (publisher, home) = (self.seats[*other].session, arrivals[*other].owner);
-            let track = TrackId(*other as u64 + 1);
-            shard.handle_command(now, Command::Subscribe { room: ROOM, session, track, publisher, is_video: false, home });
+            for is_video in [false, true] {
+                let track = track_of(*other, is_video);
+                shard.handle_command(now, Command::Subscribe { room: ROOM, session, track, publisher, is_video, home });
+            }
+        }
+        self.collect();
+    }
+
+    /// Lets a participant want another layer of somebody's camera.
+    pub fn want(&mut self, at: usize, of: usize, wanted: Option<Wanted>) {
+        let (now, session, owner) = (self.time(), self.seats[at].session, self.seats[at].owner);
+        self.shards[usize::from(owner.0)].handle_command(now, Command::Want { room: ROOM, session, track: track_of(of, true), wanted });
+        self.collect();
+    }
+
+    /// What a participant saw of somebody's camera.
+    pub fn eyes(&mut self, at: usize, of: usize) -> Option<&camera::Eyes> {
+        self.seats[at].peer.eyes.get(&ssrc_of(at, of, true))
+    }
+
+    /// Everybody leaves.
+    pub fn leave(&mut self) {
+        for at in 0..self.seats.len() {
+            let (now, session, owner) = (self.time(), self.seats[at].session, self.seats[at].owner);
+            self.shards[usize::from(owner.0)].handle_command(now, Command::Close { session });
         }
         self.collect();
     }
@@ -288,7 +332,8 @@ impl World {
         let shards: Vec<Instant> = self.shards.iter_mut().filter_map(Shard::deadline).collect();
         let peers = self.seats.iter().map(|s| anchor.from_std(s.peer.deadline()));
         let ticks = self.seats.iter().take(self.talkers).filter(|_| self.is_talking).map(|s| s.next_tick);
-        arrivals.chain(shards).chain(peers).chain(ticks).min()
+        let frames = self.seats.iter().take(self.talkers).filter(|_| self.films && self.is_talking).map(|s| s.next_frame);
+        arrivals.chain(shards).chain(peers).chain(ticks).chain(frames).min()
     }
 
     /// One thing acts.
@@ -314,6 +359,10 @@ impl World {
         if let Some(seat) = self.seats.iter_mut().take(self.talkers).find(|s| self.is_talking && s.next_tick <= now.mono) {
             seat.next_tick = now.mono + TICK;
             return seat.peer.speak(std_now);
+        }
+        if let Some(seat) = self.seats.iter_mut().take(self.talkers).find(|s| self.films && self.is_talking && s.next_frame <= now.mono) {
+            seat.next_frame = now.mono + FRAME;
+            return seat.peer.film(std_now);
         }
         if let Some(seat) = self.seats.iter_mut().find(|s| s.peer.deadline() <= std_now) {
             seat.peer.wake(std_now);

@@ -12,11 +12,16 @@ pub enum To {
     Peer(usize),
 }
 
+/// Packets of a burst of losses, on average.
+const BURST: u64 = 5;
+
 pub struct Net {
     dice: Rng,
     loss_per_mille: u64,
     duplicates_per_mille: u64,
     delay_ms: std::ops::Range<u64>,
+    burst_per_mille: u64,
+    burst_left: u64,
     in_flight: BinaryHeap<Reverse<(Instant, u64, To, Vec<u8>)>>,
     sent: u64,
     pub lost: u64,
@@ -25,10 +30,16 @@ pub struct Net {
 impl Net {
     pub fn new(seed: u64, loss_per_mille: u64, duplicates_per_mille: u64, delay_ms: std::ops::Range<u64>) -> Self {
         let (dice, in_flight) = (Rng::new(seed), BinaryHeap::new());
-        Self { dice, loss_per_mille, duplicates_per_mille, delay_ms, in_flight, sent: 0, lost: 0 }
+        Self { dice, loss_per_mille, duplicates_per_mille, delay_ms, burst_per_mille: 0, burst_left: 0, in_flight, sent: 0, lost: 0 }
+    }
+
+    /// From now on losses come in bursts of about five: `per_mille` of all packets.
+    pub fn storm(&mut self, per_mille: u64) {
+        self.burst_per_mille = per_mille / BURST;
     }
 
     pub fn calm(&mut self) {
+        self.burst_per_mille = 0;
         self.loss_per_mille = 0;
         self.duplicates_per_mille = 0;
     }
@@ -37,6 +48,14 @@ impl Net {
         if is_stream {
             // One delay for all keeps the order.
             return self.put(now + Duration::from_millis(self.delay_ms.start), to, bytes);
+        }
+        if self.burst_left == 0 && self.dice.below(1000) < self.burst_per_mille {
+            self.burst_left = 1 + self.dice.below(2 * BURST - 1);
+        }
+        if self.burst_left > 0 {
+            self.burst_left -= 1;
+            self.lost += 1;
+            return;
         }
         if self.dice.below(1000) < self.loss_per_mille {
             self.lost += 1;

@@ -2,20 +2,25 @@
 //! their own. What it sends is carried bare, in frames, or through a TURN client that speaks just enough of RFC 8656.
 
 use super::Way;
+use super::camera::{Camera, Eyes, LAYERS};
 use crate::crypto::{HmacSha1, long_term_key};
 use crate::engine::ice::Credentials;
 use crate::wire::stun::{Class, Message, Method, TransactionId, Writer, attr};
 use crate::wire::turn::channel_data;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Instant;
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::channel::ChannelId;
-use str0m::media::{Direction, MediaKind, Mid, Pt};
+use str0m::media::{Direction, MediaKind, Mid, Pt, Rid, Simulcast, SimulcastLayer};
 use str0m::net::{Protocol, Receive};
 use str0m::rtp::RtpWrite;
 use str0m::{Candidate, Event, Input, Output, Rtc};
 
 const OPUS: u8 = 111;
+const VP8: u8 = 96;
+/// Names of the camera's layers, lowest first.
+const RIDS: [&str; LAYERS] = ["q", "h", "f"];
 
 pub struct Peer {
     rtc: Rtc,
@@ -24,6 +29,10 @@ pub struct Peer {
     relay: Option<RelayClient>,
     pending: Option<SdpPendingOffer>,
     voice: Mid,
+    picture: Option<Mid>,
+    camera: Camera,
+    /// What came of each picture, by SSRC.
+    pub eyes: BTreeMap<u32, Eyes>,
     channel: Option<ChannelId>,
     sequence: u64,
     /// Packets sent.
@@ -39,14 +48,26 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn new(now: Instant, local: SocketAddr, way: Way, relay: Option<RelayClient>, others: usize) -> Self {
-        let mut rtc = Rtc::builder().set_rtp_mode(true).clear_codecs().enable_opus(true, false).build(now);
+    /// `films`: it publishes a camera too, and has a place for the picture of each other.
+    pub fn new(now: Instant, local: SocketAddr, way: Way, relay: Option<RelayClient>, others: usize, films: bool) -> Self {
+        let mut rtc = Rtc::builder().set_rtp_mode(true).clear_codecs().enable_opus(true, false).enable_vp8(films).build(now);
         rtc.add_local_candidate(Candidate::host(local, "udp").expect("an address"));
         let mut changes = rtc.sdp_api();
         let voice = changes.add_media(MediaKind::Audio, Direction::SendOnly, Some("s".into()), Some("t".into()), None);
         for _ in 1..others {
             changes.add_media(MediaKind::Audio, Direction::RecvOnly, None, None, None);
         }
+        let picture = films.then(|| {
+            let mut layers = Simulcast::new();
+            for rid in RIDS {
+                layers.add_send_layer(SimulcastLayer::new(rid));
+            }
+            let mid = changes.add_media(MediaKind::Video, Direction::SendOnly, Some("s".into()), Some("v".into()), Some(layers));
+            for _ in 1..others {
+                changes.add_media(MediaKind::Video, Direction::RecvOnly, None, None, None);
+            }
+            mid
+        });
         changes.add_channel("_reliable".into());
         let (offer, pending) = changes.apply().expect("there are changes");
         let offer = offer.to_sdp_string();
@@ -57,6 +78,9 @@ impl Peer {
             relay,
             pending: Some(pending),
             voice,
+            picture,
+            camera: Camera::default(),
+            eyes: BTreeMap::new(),
             channel: None,
             sequence: 1000,
             spoken: 0,
@@ -121,6 +145,19 @@ impl Peer {
         self.drain();
     }
 
+    /// Sends the next frame of its camera.
+    pub fn film(&mut self, now: Instant) {
+        let Some(mid) = self.picture.filter(|_| self.is_connected) else { return };
+        for shot in self.camera.shoot() {
+            if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, Some(Rid::from(RIDS[shot.layer]))) {
+                let write = RtpWrite::new(Pt::from(VP8), shot.sequence.into(), shot.time, now, shot.payload);
+                stream.write_rtp(write.marker(shot.marker).nackable(true));
+            }
+        }
+        let _ = self.rtc.handle_input(Input::Timeout(now));
+        self.drain();
+    }
+
     pub fn send_message(&mut self, bytes: &[u8]) -> bool {
         let sent = self.channel.and_then(|id| self.rtc.channel(id)).is_some_and(|mut c| c.write(true, bytes).unwrap_or(false));
         self.drain();
@@ -149,7 +186,15 @@ impl Peer {
                     Event::Connected => self.is_connected = true,
                     Event::ChannelOpen(id, _) => self.channel = Some(id),
                     Event::ChannelData(data) => self.messages.push(data.data),
+                    Event::RtpPacket(packet) if *packet.header.payload_type == VP8 => {
+                        let eyes = self.eyes.entry(*packet.header.ssrc).or_default();
+                        eyes.see(*packet.seq_no, packet.header.timestamp, &packet.payload);
+                    }
                     Event::RtpPacket(packet) => self.heard.push((*packet.header.ssrc, *packet.seq_no, packet.payload.to_vec())),
+                    Event::KeyframeRequest(request) => {
+                        let layer = request.rid.and_then(|rid| RIDS.iter().position(|r| Rid::from(*r) == rid));
+                        self.camera.wants_key(layer.unwrap_or(0));
+                    }
                     _ => {}
                 },
                 Err(_) => {

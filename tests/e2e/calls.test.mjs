@@ -294,8 +294,9 @@ test("l: five per cent of loss and 100 ms away, by udp and by tls: repaired, not
       const now = server.metrics();
       const grew = (name) => now.get(name) - (before.get(name) ?? 0);
       const asked = grew("postern_key_frame_requests_total");
+      const causes = Object.fromEntries(["stream_start", "picture_lost", "repair_failed"].map((cause) => [cause, grew(`postern_key_frame_causes_total{cause="${cause}"}`)]));
       const path = await ada.path();
-      const summary = JSON.stringify({ path, atAda, atBob, asked, nacks: grew("postern_nacks_sent_total"), resent: grew('postern_retransmissions_total{outcome="sent"}') });
+      const summary = JSON.stringify({ path, atAda, atBob, asked, causes, nacks: grew("postern_nacks_sent_total"), resent: grew('postern_retransmissions_total{outcome="sent"}') });
       console.log(summary);
       assert.match(path, relay === "1" ? /^relay\/(tls|tcp)$/ : /^udp$/);
       for (const seen of [atAda, atBob]) {
@@ -312,6 +313,37 @@ test("l: five per cent of loss and 100 ms away, by udp and by tls: repaired, not
   } finally {
     await far.close();
   }
+});
+
+test("m: from the high layer to the low one and back, every two seconds, in every codec", { timeout: 400_000 }, async () => {
+  lab.firewall("open");
+  const ada = await Participant.join(inOffice, server, "m", "ada", { camera: "0" });
+  for (const codec of ["vp8", "h264", "vp9", "av1"]) {
+    const bob = await Participant.join(atHome, server, "m", "bob", { codec });
+    await ada.seesAndHears();
+    await until(`${codec} arrives in full`, 30_000, async () => (await ada.received()).width >= 640);
+    const flips = ada.ask(async () => {
+      const publications = () => [...window.postern.room.remoteParticipants.values()].flatMap((p) => [...p.videoTrackPublications.values()]);
+      const width = async () => Math.max(...(await window.postern.stats()).filter((r) => r.type === "inbound-rtp" && r.kind === "video").map((r) => r.frameWidth ?? 0));
+      const widths = [];
+      for (let i = 0; i < 14; i += 1) {
+        for (const publication of publications()) publication.setVideoQuality(i % 2 === 0 ? 0 : 2);
+        await new Promise((resolve) => setTimeout(resolve, 2_000));
+        widths.push(await width());
+      }
+      return widths;
+    });
+    const [seen, widths] = await Promise.all([ada.watch(28_000), flips]);
+    const summary = `${codec}: ${JSON.stringify({ ...seen, widths })}`;
+    console.log(summary);
+    assert.ok(widths.every((width, i) => (i % 2 === 0 ? width <= 320 : width >= 640)), summary);
+    assert.ok(seen.frames > 150, summary);
+    assert.ok(seen.longestMs < 700, summary);
+    assert.ok(seen.plis <= 4, summary);
+    await bob.leave();
+    await until("ada is alone again", 10_000, async () => (await ada.others()).length === 0);
+  }
+  await ada.leave();
 });
 
 /** Video keeps growing; nobody need speak. */

@@ -170,10 +170,12 @@ export class Participant {
     return this.page.evaluate(fn, argument);
   }
 
-  /** Sum of decoded frames and of received audio packets over all streams. */
+  /** Sum of decoded frames and of received audio packets over the streams of those who are there. */
   received() {
     return this.ask(async () => {
-      const rows = (await window.postern.stats()).filter((row) => row.type === "inbound-rtp");
+      const here = [...window.postern.room.remoteParticipants.values()].flatMap((p) => [...p.trackPublications.values()]);
+      const tracks = new Set(here.map((publication) => publication.track?.mediaStreamTrack.id));
+      const rows = (await window.postern.stats()).filter((row) => row.type === "inbound-rtp" && tracks.has(row.trackIdentifier));
       const sum = (kind, field) => rows.filter((r) => r.kind === kind).reduce((total, r) => total + (r[field] ?? 0), 0);
       return {
         frames: sum("video", "framesDecoded"),
