@@ -195,6 +195,29 @@ impl Rooms {
         if let Some(offer) = &offer {
             Offer::parse(&offer.sdp)?;
         }
+        let grants = &claims.video;
+        let permission = proto::ParticipantPermission {
+            can_subscribe: grants.can_subscribe.unwrap_or(true),
+            can_publish: grants.can_publish.unwrap_or(true),
+            can_publish_data: grants.can_publish_data.unwrap_or(true),
+            can_publish_sources: grants.can_publish_sources.iter().filter_map(|s| source_named(s)).map(|s| s as i32).collect(),
+            hidden: grants.hidden,
+            can_update_metadata: grants.can_update_own_metadata.unwrap_or(false),
+            ..Default::default()
+        };
+        let client = request.client_info.unwrap_or_default();
+        // What the token says is signed; what the client adds counts only if it may change itself.
+        let mut attributes = claims.attributes.clone();
+        let mut metadata = claims.metadata.clone();
+        if permission.can_update_metadata {
+            attributes.extend(request.participant_attributes.into_iter().filter(|(key, _)| !is_reserved(key)));
+            if metadata.is_empty() {
+                metadata = request.metadata;
+            }
+        }
+        if is_too_long(&claims.name, &metadata, &attributes) {
+            return Err(JoinError::TooLong);
+        }
         let identity = claims.identity().to_owned();
         let participants_max = self.around.rooms.participants_max as usize;
         if let Some(room) = self.rooms.get(&name) {
@@ -226,29 +249,6 @@ impl Rooms {
         let session = SessionId(self.next_id());
         let sid = self.sid("PA_");
         let credentials = self.credentials(worker);
-        let grants = &claims.video;
-        let permission = proto::ParticipantPermission {
-            can_subscribe: grants.can_subscribe.unwrap_or(true),
-            can_publish: grants.can_publish.unwrap_or(true),
-            can_publish_data: grants.can_publish_data.unwrap_or(true),
-            can_publish_sources: grants.can_publish_sources.iter().filter_map(|s| source_named(s)).map(|s| s as i32).collect(),
-            hidden: grants.hidden,
-            can_update_metadata: grants.can_update_own_metadata.unwrap_or(false),
-            ..Default::default()
-        };
-        let client = request.client_info.unwrap_or_default();
-        // What the token says is signed; what the client adds counts only if it may change itself.
-        let mut attributes = claims.attributes.clone();
-        let mut metadata = claims.metadata.clone();
-        if permission.can_update_metadata {
-            attributes.extend(request.participant_attributes.into_iter().filter(|(key, _)| !is_reserved(key)));
-            if metadata.is_empty() {
-                metadata = request.metadata;
-            }
-        }
-        if is_too_long(&claims.name, &metadata, &attributes) {
-            return Err(JoinError::TooLong);
-        }
         let info = proto::ParticipantInfo {
             sid: sid.clone(),
             identity: identity.clone(),

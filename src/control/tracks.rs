@@ -66,14 +66,23 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Offer) -> Vec<Tr
     let gives_in = p.described_asked >= 2;
     p.free_sections = (0, 0);
     p.free_described = 0;
-    for slot in slots {
+    for slot in &slots {
         if p.subscriptions.iter().any(|s| s.mid.as_ref() == Some(&slot.mid)) {
             continue;
         }
-        let fits = |s: &&mut Subscription| s.mid.is_none() && s.kind == slot.kind && (gives_in || can_carry(slot, s.codec));
-        if let Some(waiting) = p.subscriptions.iter_mut().find(fits) {
+        let waits = |s: &Subscription| s.mid.is_none() && s.kind == slot.kind;
+        let fitting = p.subscriptions.iter().position(|s| waits(s) && can_carry(slot, s.codec));
+        // A section that cannot carry it is given only when none that could is there.
+        let is_last =
+            || !slots.iter().any(|s| can_carry(s, Some(Codec::Av1)) && !p.subscriptions.iter().any(|o| o.mid.as_ref() == Some(&s.mid)));
+        let given_in = || p.subscriptions.iter().position(|s| gives_in && waits(s)).filter(|_| is_last());
+        if let Some(at) = fitting.or_else(given_in) {
+            let waiting = &mut p.subscriptions[at];
             waiting.mid = Some(slot.mid.clone());
             assigned.push(waiting.track);
+            if waiting.codec == Some(Codec::Av1) {
+                p.described_asked = 0;
+            }
         } else if slot.kind == Kind::Audio {
             p.free_sections.0 += 1;
         } else {

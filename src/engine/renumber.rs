@@ -27,6 +27,8 @@ pub struct Renumber<E, const WORDS: usize> {
 
 struct Epoch<E> {
     first_position: u64,
+    /// Where the next epoch or the gap before it begins.
+    end: u64,
     first_in: u64,
     tied: E,
 }
@@ -54,7 +56,14 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         if self.epochs.len() == EPOCHS_MAX {
             self.epochs.pop_front();
         }
-        self.epochs.push_back(Epoch { first_position: self.end, first_in, tied });
+        self.finish(self.end);
+        self.epochs.push_back(Epoch { first_position: self.end, end: u64::MAX, first_in, tied });
+    }
+
+    fn finish(&mut self, at: u64) {
+        if let Some(epoch) = self.epochs.back_mut() {
+            epoch.end = epoch.end.min(at);
+        }
     }
 
     /// The numbers of the current source go on, tied to something else from `sequence` on. Nothing when that is not new.
@@ -65,8 +74,24 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
             if self.epochs.len() == EPOCHS_MAX {
                 self.epochs.pop_front();
             }
-            self.epochs.push_back(Epoch { first_position: position, first_in: sequence, tied });
+            self.finish(position);
+            self.epochs.push_back(Epoch { first_position: position, end: u64::MAX, first_in: sequence, tied });
         }
+    }
+
+    /// Positions given so far: the next packet's number is not below it.
+    pub fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether this number of the current source is newer than all before it.
+    pub fn is_new(&self, sequence: u64) -> bool {
+        self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) >= self.end)
+    }
+
+    /// Whether a number can be remembered or follows closely.
+    pub fn has_place(&self, sequence: u64, is_of: impl Fn(&E) -> bool) -> bool {
+        self.locate(sequence, is_of).is_some_and(|(_, position)| position < self.end + Self::WINDOW)
     }
 
     /// What is tied to the current epoch.
@@ -74,11 +99,11 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         self.epochs.back().map(|e| &e.tied)
     }
 
-    /// Leaves one number of the receiver unused before the next: what was under way there stays visibly incomplete.
+    /// Leaves one number of the receiver unused before the switch that follows: what was under way there stays visibly
+    /// incomplete, and nothing can fill it.
     pub fn leave_gap(&mut self) {
-        if let Some(at) = self.end.checked_add(1) {
-            self.advance(at);
-        }
+        self.finish(self.end);
+        self.advance(self.end + 1);
     }
 
     /// The number for `sequence` of the newest epoch for which `is_of` holds. One that is new is taken up. `None` when
@@ -120,7 +145,7 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         if kept == 0 || position >= self.end {
             return None;
         }
-        let epoch = self.epochs.iter().rev().find(|e| e.first_position <= position)?;
+        let epoch = self.epochs.iter().rev().find(|e| e.first_position <= position && position < e.end)?;
         Some((&epoch.tied, epoch.first_in + (position - epoch.first_position)))
     }
 
@@ -129,9 +154,8 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         let at = self.epochs.iter().rposition(|e| is_of(&e.tied) && e.first_in <= sequence)?;
         let epoch = &self.epochs[at];
         let position = epoch.first_position + (sequence - epoch.first_in);
-        let is_over = self.epochs.get(at + 1).is_some_and(|next| position >= next.first_position);
         let is_remembered = position + Self::WINDOW > self.end.next_multiple_of(64);
-        (!is_over && is_remembered).then_some((at, position))
+        (position < epoch.end && is_remembered).then_some((at, position))
     }
 
     fn fate(&self, position: u64) -> Fate {
@@ -189,7 +213,8 @@ mod tests {
         assert_eq!(take(&mut n, 312, 2), Some(Fate::Out(6)));
         assert_eq!(take(&mut n, 311, 2), None, "before the switch");
         assert_eq!(take(&mut n, 7_004, 1), Some(Fate::Out(2)), "a repaired one of the old source keeps its number");
-        assert_eq!(take(&mut n, 7_008, 1), None, "the old source is over");
+        assert_eq!(take(&mut n, 7_007, 1), None, "the old source is over");
+        assert_eq!(n.find(5), None, "the gap is nobody's");
         assert_eq!(n.find(2), Some((&1, 7_004)));
         assert_eq!(n.find(6), Some((&2, 312)));
         assert_eq!(n.find(7), None, "not given yet");

@@ -58,7 +58,12 @@ pub struct RtpIn {
     is_watched: bool,
     /// In ascending order.
     missing: VecDeque<Missing>,
+    /// No later than when the first of them should be asked for.
+    due: Option<Instant>,
     has_given_up: bool,
+    timestamp: u32,
+    /// The newest number when the first packet of the newest frame came: what is missing up to here is of older frames.
+    before_frame: u64,
 }
 
 /// Extends 16 bits to 64 by what came before (RFC 3550 A.1).
@@ -68,9 +73,10 @@ pub fn unwrap_sequence(newest: u64, sequence: u16) -> u64 {
 }
 
 impl RtpIn {
-    pub fn new(ssrc: u32, clock_rate: u32, first_sequence: u16) -> Self {
+    /// `first_index` is the SRTP index of its first packet: a source that comes back never gets its old numbers again.
+    pub fn new(ssrc: u32, clock_rate: u32, first_index: u64) -> Self {
         // One turn of the sequence space ahead of zero, so that reordering around the start never goes below it.
-        let first = 0x1_0000 + u64::from(first_sequence);
+        let first = 0x1_0000 + first_index;
         Self {
             ssrc,
             clock_rate,
@@ -86,7 +92,10 @@ impl RtpIn {
             seen: [0; SEEN as usize / 64],
             is_watched: false,
             missing: VecDeque::new(),
+            due: None,
             has_given_up: false,
+            timestamp: 0,
+            before_frame: first - 1,
         }
     }
 
@@ -100,6 +109,9 @@ impl RtpIn {
             return Arrival::Duplicate;
         }
         if extended > self.highest {
+            if timestamp != self.timestamp {
+                (self.timestamp, self.before_frame) = (timestamp, self.highest);
+            }
             self.skip_to(now, extended);
         } else if let Ok(at) = self.missing.binary_search_by_key(&extended, |m| m.sequence) {
             self.missing.remove(at);
@@ -148,7 +160,11 @@ impl RtpIn {
             self.has_given_up = true;
             return;
         }
-        self.missing.extend(skipped.map(|sequence| Missing { sequence, since: now, due: now + REORDER_GUARD, tries: 0 }));
+        if !skipped.is_empty() {
+            let due = now + REORDER_GUARD;
+            self.due = Some(self.due.map_or(due, |at| at.min(due)));
+            self.missing.extend(skipped.map(|sequence| Missing { sequence, since: now, due, tries: 0 }));
+        }
     }
 
     /// Whether somebody hears or awaits this stream: nothing is repaired that nobody watches.
@@ -159,11 +175,17 @@ impl RtpIn {
         }
     }
 
-    /// A key frame begins at `sequence`: what was missing before it is of no use any more.
+    /// `sequence` begins a key frame: what is missing of older frames is of no use any more. What lies between them and this
+    /// packet may be the key frame's own head.
     pub fn key_frame(&mut self, sequence: u64) {
-        while self.missing.front().is_some_and(|m| m.sequence < sequence) {
+        while self.missing.front().is_some_and(|m| m.sequence < sequence.min(self.before_frame)) {
             self.missing.pop_front();
         }
+    }
+
+    /// The newest number.
+    pub fn highest(&self) -> u64 {
+        self.highest
     }
 
     /// Appends the numbers that are to be asked for now. `true` when a key frame should be asked for instead: too much is
@@ -172,17 +194,21 @@ impl RtpIn {
         let before = self.missing.len();
         self.missing.retain(|m| m.tries < NACK_TRIES_MAX && now.since(m.since) < NACK_AGE_MAX);
         let has_given_up = std::mem::take(&mut self.has_given_up) || self.missing.len() < before;
+        if self.due.is_none_or(|due| due > now) {
+            return has_given_up;
+        }
         for missing in self.missing.iter_mut().filter(|m| m.due <= now) {
             let pause = (rtt * 5 / 4).mul_f64(1.25f64.powi(i32::from(missing.tries))).clamp(NACK_PAUSE_MIN, NACK_PAUSE_MAX);
             missing.tries += 1;
             missing.due = now + pause;
             out.push(missing.sequence as u16);
         }
+        self.due = self.missing.iter().map(|m| m.due).min();
         has_given_up
     }
 
     pub fn deadline(&self) -> Option<Instant> {
-        self.missing.iter().map(|m| m.due).min()
+        self.due.filter(|_| !self.missing.is_empty())
     }
 
     pub fn sender_report(&mut self, now: Instant, info: SenderInfo) {
@@ -354,10 +380,11 @@ mod tests {
         assert_eq!(ask(&mut stream, 400), (vec![15], false));
         assert_eq!(ask(&mut stream, 1_200), (vec![], true), "a second is too long");
         assert_eq!(ask(&mut stream, 1_200), (vec![], false), "said once");
-        arrive(&mut stream, 1_300, 20);
-        arrive(&mut stream, 1_300, 22);
-        stream.key_frame(0x1_0014);
-        assert_eq!(ask(&mut stream, 1_310), (vec![21], false), "a key frame makes the older ones useless");
+        stream.arrived(Instant::from_millis(1_300), 18, 3_000, false);
+        stream.arrived(Instant::from_millis(1_300), 20, 6_000, false);
+        stream.arrived(Instant::from_millis(1_300), 22, 6_000, false);
+        stream.key_frame(0x1_0016);
+        assert_eq!(ask(&mut stream, 1_310), (vec![19, 21], false), "a key frame makes older ones useless, but not its own head");
         arrive(&mut stream, 1_400, 2_000);
         assert_eq!(ask(&mut stream, 1_400), (vec![], true), "too many");
         assert_eq!(arrive(&mut stream, 1_400, 900), Arrival::TooOld);

@@ -28,7 +28,8 @@ pub struct Input {
     pub sequence: u64,
     pub timestamp: u32,
     pub marker: bool,
-    /// Our clock at `timestamp`, NTP format.
+    /// The sender's clock at `timestamp`, NTP format, and ours.
+    pub sent_ntp: Option<u64>,
     pub ntp: Option<u64>,
     /// Extended picture id and TL0PICIDX of VP8.
     pub picture: Option<(u64, u8)>,
@@ -71,6 +72,7 @@ struct Epoch {
     ssrc: u32,
     layer: u8,
     spatial_max: u8,
+    serial: u16,
     timestamp_offset: u32,
     tl0_offset: u8,
 }
@@ -87,6 +89,7 @@ struct Last {
     index: u64,
     timestamp: u32,
     at: Instant,
+    sent_ntp: Option<u64>,
     ntp: Option<u64>,
     marker: bool,
     tl0_pic_idx: u8,
@@ -96,7 +99,9 @@ pub struct RtpOut {
     ssrc: u32,
     clock_rate: u32,
     numbers: Renumber<Epoch, 32>,
-    pictures: Renumber<u32, 4>,
+    /// Epochs of pictures bear the serial number of their epoch of numbers.
+    pictures: Renumber<u16, 4>,
+    serial: u16,
     last: Option<Last>,
     first_index: u64,
     /// Retransmissions: their source, their next index, and what was repeated lately.
@@ -112,17 +117,18 @@ pub struct RtpOut {
 }
 
 impl RtpOut {
-    /// `first_sequence` and everything after it stays below the roll-over that a receiver cannot see coming.
-    pub fn new(ssrc: u32, rtx_ssrc: u32, clock_rate: u32, first_sequence: u16) -> Self {
+    /// `first_index` and `first_rtx_index`: extended numbers of the first packets.
+    pub fn new(ssrc: u32, rtx_ssrc: u32, clock_rate: u32, first_index: u64, first_rtx_index: u64) -> Self {
         Self {
             ssrc,
             clock_rate,
             numbers: Renumber::default(),
             pictures: Renumber::default(),
             last: None,
-            first_index: u64::from(first_sequence & 0x7FFF),
+            first_index,
             rtx_ssrc,
-            rtx_index: u64::from(first_sequence.rotate_left(3) & 0x7FFF),
+            rtx_index: first_rtx_index,
+            serial: 0,
             resent: VecDeque::new(),
             filled: VecDeque::new(),
             repeatable_from: 0,
@@ -146,7 +152,9 @@ impl RtpOut {
 
     /// The next packet comes from another stream, or from the same after a pause: continue from what went out last.
     pub fn switch(&mut self, input: &Input, spatial_max: u8) {
-        let mut epoch = Epoch { ssrc: input.ssrc, layer: input.layer, spatial_max, timestamp_offset: 0, tl0_offset: 0 };
+        self.serial = self.serial.wrapping_add(1);
+        let (ssrc, layer, serial) = (input.ssrc, input.layer, self.serial);
+        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, tl0_offset: 0 };
         if let Some(last) = &self.last {
             if !last.marker {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
@@ -159,7 +167,21 @@ impl RtpOut {
         }
         self.numbers.switch(input.sequence, epoch);
         if let Some((picture, _)) = input.picture {
-            self.pictures.switch(picture, input.ssrc);
+            self.pictures.switch(picture, serial);
+        }
+    }
+
+    /// Pictures whose ids have no place behind the earlier ones: the encoder has started anew, or shows its first ones.
+    fn anchor_pictures(&mut self, input: &Input) {
+        let Some((picture, tl0)) = input.picture else { return };
+        let Some(epoch) = self.numbers.current().copied().filter(|e| e.ssrc == input.ssrc) else { return };
+        let is_new = self.last.as_ref().is_some_and(|_| self.numbers.is_new(input.sequence));
+        if is_new && !self.pictures.has_place(picture, |serial| *serial == epoch.serial) {
+            self.serial = self.serial.wrapping_add(1);
+            let last_tl0 = self.last.as_ref().map_or(0, |l| l.tl0_pic_idx);
+            let tl0_offset = last_tl0.wrapping_add(1).wrapping_sub(tl0);
+            self.numbers.split(input.sequence, Epoch { serial: self.serial, tl0_offset, ..epoch });
+            self.pictures.switch(picture, self.serial);
         }
     }
 
@@ -173,7 +195,7 @@ impl RtpOut {
     /// RTP ticks between the last packet out and this one; never zero, or two frames would share a timestamp.
     fn elapsed_ticks(&self, last: &Last, input: &Input) -> u32 {
         let arrived = input.now.since(last.at);
-        let by_clock = match (last.ntp, input.ntp) {
+        let by_clock = match (last.sent_ntp, input.sent_ntp) {
             (Some(then), Some(now)) => {
                 let ntp = now.wrapping_sub(then) as i64;
                 let micros = (i128::from(ntp) * 1_000_000) >> 32;
@@ -189,8 +211,9 @@ impl RtpOut {
     /// This packet carries nothing for the receiver, and what follows closes up. `with_picture`: nor does any other of its
     /// frame. One that comes late is filled in, because what came after it has its number already.
     pub fn skip(&mut self, input: &Input, with_picture: bool) -> Verdict {
-        if let Some((picture, _)) = input.picture.filter(|_| with_picture) {
-            self.pictures.drop(picture, |ssrc| *ssrc == input.ssrc);
+        if let (Some((picture, _)), Some(epoch)) = (input.picture.filter(|_| with_picture), self.numbers.current()) {
+            let serial = epoch.serial;
+            self.pictures.drop(picture, |s| *s == serial);
         }
         if self.numbers.drop(input.sequence, |e| e.ssrc == input.ssrc) {
             return Verdict::Leave;
@@ -217,17 +240,18 @@ impl RtpOut {
 
     /// The numbers for a packet of the current source, or for a late one of an earlier source.
     pub fn map(&mut self, input: &Input) -> Verdict {
+        self.anchor_pictures(input);
         let Some((Fate::Out(out), epoch)) = self.numbers.take(input.sequence, |e| e.ssrc == input.ssrc) else {
             return Verdict::Leave;
         };
         let mut mapped = Mapped::new(self.first_index + out, input, epoch);
-        let tl0_offset = epoch.tl0_offset;
+        let (tl0_offset, serial) = (epoch.tl0_offset, epoch.serial);
         if self.filled.contains(&mapped.index) {
             return Verdict::Fill(mapped);
         }
         if let Some((picture, tl0)) = input.picture {
             mapped.tl0_pic_idx = tl0.wrapping_add(tl0_offset);
-            match self.pictures.take(picture, |ssrc| *ssrc == input.ssrc) {
+            match self.pictures.take(picture, |s| *s == serial) {
                 Some((Fate::Out(picture), _)) => mapped.picture_id = (picture & 0x7FFF) as u16,
                 // The rest of its frame was taken out.
                 Some((Fate::Dropped, _)) => return self.fill(mapped),
@@ -239,6 +263,7 @@ impl RtpOut {
                 index: mapped.index,
                 timestamp: mapped.timestamp,
                 at: input.now,
+                sent_ntp: input.sent_ntp,
                 ntp: input.ntp,
                 marker: mapped.marker,
                 tl0_pic_idx: mapped.tl0_pic_idx,
@@ -276,6 +301,15 @@ impl RtpOut {
     /// The index of the next packet on the source of retransmissions.
     pub fn next_rtx(&mut self) -> u64 {
         self.rtx_index += 1;
+        self.rtx_index - 1
+    }
+
+    /// What a stream that continues this one would begin with, and its retransmissions.
+    pub fn next_index(&self) -> u64 {
+        self.first_index + self.numbers.end()
+    }
+
+    pub fn next_rtx_index(&self) -> u64 {
         self.rtx_index
     }
 
@@ -307,6 +341,7 @@ mod tests {
             sequence,
             timestamp,
             marker: true,
+            sent_ntp: None,
             ntp: None,
             picture: None,
             ends_spatial: None,
@@ -318,7 +353,7 @@ mod tests {
     }
 
     fn out() -> RtpOut {
-        RtpOut::new(1, 2, 90_000, 100)
+        RtpOut::new(1, 2, 90_000, 100, 0)
     }
 
     #[test]
@@ -389,14 +424,14 @@ mod tests {
         out.switch(&second, 2);
         assert_eq!(sent(out.map(&second)).expect("current").timestamp, 5_000 + 9_000, "100 ms by arrival");
         // Both ends report: the clock says 40 ms although the packet came after 60.
-        let mut third = Input { ntp: Some(100 << 32), ssrc: 6, ..input(200, 10, 777 + 9_000) };
+        let mut third = Input { sent_ntp: Some(100 << 32), ssrc: 6, ..input(200, 10, 777 + 9_000) };
         out.map(&third);
-        third = Input { ntp: Some((100 << 32) + (40 << 32) / 1000), ..input(260, 50, 1) };
+        third = Input { sent_ntp: Some((100 << 32) + (40 << 32) / 1000), ..input(260, 50, 1) };
         out.switch(&third, 2);
         let mapped = sent(out.map(&third)).expect("current");
         assert!(mapped.timestamp.abs_diff(5_000 + 18_000 + 3_600) <= 1, "{}", mapped.timestamp);
         // A clock that runs away is not believed.
-        let fourth = Input { ntp: Some(200 << 32), ssrc: 6, ..input(270, 90, 1) };
+        let fourth = Input { sent_ntp: Some(200 << 32), ssrc: 6, ..input(270, 90, 1) };
         out.switch(&fourth, 2);
         assert_eq!(sent(out.map(&fourth)).expect("current").timestamp, mapped.timestamp + 900);
     }
@@ -418,6 +453,10 @@ mod tests {
         assert!(matches!(out.skip(&packet(5, 6, 0x8002, 251), true), Verdict::Fill(_)));
         out.switch(&packet(6, 900, 12, 7), 2);
         assert_eq!(ids(out.map(&packet(6, 900, 12, 7))), Some((3, 253)));
+        // The encoder starts anew, far away.
+        assert_eq!(ids(out.map(&packet(6, 901, 9_000, 90))), Some((4, 254)));
+        assert_eq!(ids(out.map(&packet(6, 902, 9_001, 91))), Some((5, 255)));
+        assert_eq!(ids(out.map(&packet(6, 900, 12, 7))), Some((3, 253)), "again as it was");
     }
 
     #[test]
@@ -474,7 +513,7 @@ mod tests {
     fn continuity_over_random_switches() {
         for seed in 0..20 {
             let mut dice = crate::base::rng::Rng::new(seed);
-            let mut out = RtpOut::new(1, 2, 90_000, 0x7FF0);
+            let mut out = RtpOut::new(1, 2, 90_000, 0x7FF0, 0);
             let (mut sequence, mut ssrc, mut picture) = (100_000u64, 5, 500u64);
             let (mut given, mut last) = (HashSet::new(), None::<Mapped>);
             for step in 0..5_000u64 {

@@ -72,7 +72,7 @@ const SRTCP_INDEX: usize = 4;
 /// Packets behind the newest that are still taken: a second of a 1 Mbit/s layer, for retransmissions on the same SSRC.
 const WINDOW: u64 = 1024;
 /// Sources that one transport may have in all its life: each keeps its window, or it could be replayed.
-const SOURCES_MAX: usize = 1024;
+pub const SOURCES_MAX: usize = 1024;
 
 /// Labels of the key derivation (RFC 3711 §4.3.2).
 const RTP_LABELS: [u8; 3] = [0, 1, 2];
@@ -220,8 +220,8 @@ impl Receiver {
         self.profile
     }
 
-    /// Decrypts an RTP packet in place; its header and the length of the plain packet.
-    pub fn unprotect_rtp(&mut self, packet: &mut [u8]) -> Result<(rtp::Header, usize), SrtpError> {
+    /// Decrypts an RTP packet in place; its header, the length of the plain packet, and its index.
+    pub fn unprotect_rtp(&mut self, packet: &mut [u8]) -> Result<(rtp::Header, usize, u64), SrtpError> {
         let header = rtp::Header::read(packet).map_err(|_| SrtpError::Malformed)?;
         let known = self.rtp_sources.get(&header.ssrc);
         let index = known.map_or(u64::from(header.sequence), |r| nearest_index(r.newest, header.sequence));
@@ -250,7 +250,7 @@ impl Receiver {
         };
         self.rtp_sources.entry(header.ssrc).or_insert_with(|| Replay::new(index)).mark(index);
         let len = header.len + len;
-        Ok((header, len))
+        Ok((header, len, index))
     }
 
     /// Decrypts a compound RTCP packet in place; its plain length.
@@ -473,7 +473,7 @@ mod tests {
                     }
                 }
                 let mut bytes = packet(&sender, index);
-                let (header, len) = receiver.unprotect_rtp(&mut bytes.clone()).expect("authentic");
+                let (header, len, _) = receiver.unprotect_rtp(&mut bytes.clone()).expect("authentic");
                 assert_eq!((header.sequence, len), (index as u16, 19), "{profile:?} {index}");
                 assert_eq!(receiver.unprotect_rtp(&mut bytes), Err(SrtpError::Replayed), "{profile:?} {index}");
             }

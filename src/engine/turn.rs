@@ -228,8 +228,8 @@ impl Turn {
             match method {
                 Method::Allocate => self.allocate(now.mono, carrier, client, request, &user, reply, out),
                 Method::Refresh => self.refresh(now.mono, carrier, request, &user, reply, out),
-                Method::CreatePermission => self.create_permission(now.mono, carrier, request, &user, reply, out),
-                Method::ChannelBind => self.channel_bind(now.mono, carrier, request, &user, reply, out),
+                Method::CreatePermission => self.create_permission(now.mono, carrier, request, &user, reply),
+                Method::ChannelBind => self.channel_bind(now.mono, carrier, request, &user, reply),
                 Method::Binding | Method::Send | Method::Data => Err(Refusal::BadRequest),
             }
         } else {
@@ -378,7 +378,6 @@ impl Turn {
         request: &Message<'_>,
         user: &Authenticated<'_>,
         reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let config = Arc::clone(&self.config);
         let allocation = self.own(carrier, user)?;
@@ -409,7 +408,6 @@ impl Turn {
         request: &Message<'_>,
         user: &Authenticated<'_>,
         reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
     ) -> Result<(), Refusal> {
         let config = Arc::clone(&self.config);
         let allocation = self.own(carrier, user)?;

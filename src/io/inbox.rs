@@ -119,6 +119,9 @@ pub struct Outbox {
     broken: HashMap<(WorkerId, TrackId, u8), u32>,
 }
 
+/// Room messages that may wait for full rings, and frames that are remembered as broken.
+const WAITING_MAX: usize = 1024;
+const BROKEN_MAX: usize = 1024;
 /// Free places of a ring below which it takes no enhancement layers, and no pictures; what is left is for sound and words.
 const FREE_FOR_ENHANCEMENT: usize = RING / 2;
 const FREE_FOR_VIDEO: usize = RING / 4;
@@ -134,10 +137,15 @@ impl Outbox {
         if let Freight::Parcel(Parcel::Media { media, .. }) = &freight {
             self.may_pass(to, media)?;
         }
-        match self.push(to, freight) {
+        let is_loose = matches!(freight, Freight::Parcel(Parcel::Datagram { .. } | Parcel::Media { .. }));
+        // What must arrive arrives in order: it never overtakes what waits.
+        let overtakes = !is_loose && self.waiting.iter().any(|(other, _)| *other == to);
+        let refused = if overtakes { Err(freight) } else { self.push(to, freight) };
+        match refused {
             Ok(()) => Ok(()),
             Err(Freight::Parcel(Parcel::Datagram { .. })) => Err(Counter::DropRingFull),
             Err(Freight::Parcel(Parcel::Media { .. })) => Err(Counter::RingDropSound),
+            Err(Freight::Parcel(Parcel::Data { .. })) if self.waiting.len() >= WAITING_MAX => Err(Counter::DropDataQueue),
             Err(freight) => {
                 self.waiting.push_back((to, freight));
                 Ok(())
@@ -164,6 +172,9 @@ impl Outbox {
                 return Ok(());
             }
         };
+        if self.broken.len() >= BROKEN_MAX {
+            self.broken.clear();
+        }
         self.broken.insert(key, media.header.timestamp);
         Err(drop)
     }
@@ -178,9 +189,12 @@ impl Outbox {
 
     /// Tries again what waits; whether anything still does.
     pub fn retry(&mut self) -> bool {
+        let mut full: Vec<WorkerId> = Vec::new();
         for _ in 0..self.waiting.len() {
             let Some((to, freight)) = self.waiting.pop_front() else { break };
-            if let Err(freight) = self.push(to, freight) {
+            let refused = if full.contains(&to) { Err(freight) } else { self.push(to, freight) };
+            if let Err(freight) = refused {
+                full.push(to);
                 self.waiting.push_back((to, freight));
             }
         }

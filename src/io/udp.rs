@@ -163,7 +163,7 @@ impl UdpSocket {
                 // The device cannot segment: remembered.
                 Err(e) if message.segment.is_some() && e.raw_os_error() == Some(libc::EIO) => self.unsegmented.push(message.local),
                 // Not to this length, on this client's path.
-                Err(e) if message.segment.is_some() && e.raw_os_error() == Some(libc::EINVAL) => {
+                Err(e) if message.segment.is_some() && matches!(e.raw_os_error(), Some(libc::EINVAL | libc::EMSGSIZE)) => {
                     refused += self.send_apart(batch, message);
                     at += 1;
                 }

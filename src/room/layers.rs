@@ -18,6 +18,7 @@ pub enum Verdict {
     /// It passes, and the hearer's stream goes on from this packet's source.
     Start {
         spatial_max: u8,
+        temporal_max: u8,
     },
     /// A layer of this stream that the hearer does not get: what follows closes up.
     Skip,
@@ -126,7 +127,7 @@ impl Selector {
                 if std::mem::replace(has_started, true) {
                     Verdict::Forward { spatial_max: 0 }
                 } else {
-                    Verdict::Start { spatial_max: 0 }
+                    Verdict::Start { spatial_max: 0, temporal_max: TEMPORAL_ALL }
                 }
             }
             Self::Video(video) => video.decide(live, layer, frame),
@@ -152,16 +153,18 @@ impl Video {
             }
             self.current = Some(layer);
             self.key_picture(wanted, frame);
-            return Verdict::Start { spatial_max: self.spatial };
+            return Verdict::Start { spatial_max: self.spatial, temporal_max: self.temporal };
         }
-        if frame.starts_key_frame {
+        if frame.is_late {
+            // What is under way now is a newer frame: nothing changes in its middle.
+        } else if frame.starts_key_frame {
             self.key_picture(wanted, frame);
         } else if frame.starts_frame && frame.spatial_id.unwrap_or(0) == 0 {
             // A new picture: what is too much goes.
             self.spatial = self.spatial.min(wanted.layer_max);
             self.temporal = self.temporal.min(wanted.temporal_max);
         }
-        if frame.is_switching_up && frame.temporal_id > self.temporal && frame.temporal_id <= wanted.temporal_max {
+        if frame.is_switching_up && !frame.is_late && frame.temporal_id > self.temporal && frame.temporal_id <= wanted.temporal_max {
             self.temporal = frame.temporal_id;
         }
         match frame.spatial_id {
@@ -190,6 +193,7 @@ mod tests {
         spatial_id: None,
         temporal_id: 0,
         is_switching_up: false,
+        is_late: false,
     };
     const KEY: FrameInfo = FrameInfo { starts_key_frame: true, ..INTER };
 
@@ -201,7 +205,7 @@ mod tests {
     fn layers_by_rows() {
         use Verdict::{Drop, Forward as F, Start as S};
         const FORWARD: Verdict = F { spatial_max: 2 };
-        const START: Verdict = S { spatial_max: 2 };
+        const START: Verdict = S { spatial_max: 2, temporal_max: TEMPORAL_ALL };
         // (live set, layer, frame, verdict, awaited afterwards)
         let rows: &[(&str, u8, u8, FrameInfo, Verdict, Option<u8>)] = &[
             ("no picture without a key frame", 0b001, 0, INTER, Drop, Some(0)),
@@ -224,18 +228,18 @@ mod tests {
     #[test]
     fn a_wish_bounds_the_layer_and_a_pause_forgets_it() {
         let mut selector = Selector::new(true);
-        assert_eq!(selector.decide(0b111, 2, KEY), Verdict::Start { spatial_max: 2 });
+        assert_eq!(selector.decide(0b111, 2, KEY), Verdict::Start { spatial_max: 2, temporal_max: TEMPORAL_ALL });
         selector.set_wanted(layer(0));
         assert_eq!(selector.decide(0b111, 2, INTER), Verdict::Forward { spatial_max: 0 }, "until the lower one is there");
-        assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Start { spatial_max: 0 });
+        assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Start { spatial_max: 0, temporal_max: TEMPORAL_ALL });
         selector.set_wanted(None);
         assert_eq!(selector.decide(0b111, 0, KEY), Verdict::Drop);
         selector.set_wanted(layer(2));
         assert_eq!(selector.decide(0b001, 0, INTER), Verdict::Drop);
-        assert_eq!(selector.decide(0b001, 0, KEY), Verdict::Start { spatial_max: 2 });
+        assert_eq!(selector.decide(0b001, 0, KEY), Verdict::Start { spatial_max: 2, temporal_max: TEMPORAL_ALL });
         // Only layers above the wish: better one of them than none.
         selector.set_wanted(layer(0));
-        assert_eq!(selector.decide(0b100, 2, KEY), Verdict::Start { spatial_max: 0 });
+        assert_eq!(selector.decide(0b100, 2, KEY), Verdict::Start { spatial_max: 0, temporal_max: TEMPORAL_ALL });
     }
 
     #[test]
@@ -249,6 +253,7 @@ mod tests {
         selector.decide(1, 0, KEY);
         assert_eq!(selector.decide(1, 0, of(2)), FORWARD);
         selector.set_wanted(Some(Wanted { temporal_max: 0, ..Wanted::ALL }));
+        assert_eq!(selector.decide(1, 0, FrameInfo { is_late: true, ..of(0) }), FORWARD, "a late start changes nothing");
         for (frame, want) in [(middle(2), FORWARD), (of(0), FORWARD), (of(2), Skip), (of(1), Skip), (up(1), Skip), (middle(1), Skip)] {
             assert_eq!(selector.decide(1, 0, frame), want, "{frame:?}");
         }
@@ -264,7 +269,11 @@ mod tests {
         let of = |spatial| FrameInfo { spatial_id: Some(spatial), ends_frame: true, ..INTER };
         let key = FrameInfo { starts_key_frame: true, ..of(0) };
         let mut selector = Selector::new(true);
-        for (frame, want) in [(key, Start { spatial_max: 2 }), (of(1), Forward { spatial_max: 2 }), (of(2), Forward { spatial_max: 2 })] {
+        for (frame, want) in [
+            (key, Start { spatial_max: 2, temporal_max: TEMPORAL_ALL }),
+            (of(1), Forward { spatial_max: 2 }),
+            (of(2), Forward { spatial_max: 2 }),
+        ] {
             assert_eq!(selector.decide(1, 0, frame), want);
         }
         selector.set_wanted(layer(1));
@@ -286,11 +295,11 @@ mod tests {
     #[test]
     fn audio_always_passes_unless_paused() {
         let mut selector = Selector::new(false);
-        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0 });
+        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0, temporal_max: TEMPORAL_ALL });
         assert_eq!(selector.decide(0, 0, INTER), Verdict::Forward { spatial_max: 0 });
         selector.set_wanted(None);
         assert_eq!(selector.decide(0, 0, INTER), Verdict::Drop);
         selector.set_wanted(layer(0));
-        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0 });
+        assert_eq!(selector.decide(0, 0, INTER), Verdict::Start { spatial_max: 0, temporal_max: TEMPORAL_ALL });
     }
 }

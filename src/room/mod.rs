@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     const TRACK: TrackId = TrackId(1);
-    const START: Verdict = Verdict::Start { spatial_max: 2 };
+    const START: Verdict = Verdict::Start { spatial_max: 2, temporal_max: layers::TEMPORAL_ALL };
     const KEY: FrameInfo = FrameInfo {
         starts_key_frame: true,
         starts_frame: true,
@@ -335,6 +335,7 @@ mod tests {
         spatial_id: None,
         temporal_id: 0,
         is_switching_up: false,
+        is_late: false,
     };
 
     fn room_of(hearers: u64) -> Room {

@@ -11,22 +11,33 @@ use crate::base::id::{PathId, TrackId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::rtp_in::{Arrival, RtpIn};
 use crate::engine::rtp_out::{Input, Mapped, RtpOut, Verdict};
-use crate::engine::srtp::Sender;
+use crate::engine::srtp::{SOURCES_MAX, Sender};
 use crate::wire::dependency::{self, Structure};
 use crate::wire::rtcp::{self, XrBlock};
 use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
 use crate::wire::sdp::{Format, OfferedFormat};
-use crate::wire::vp8;
+use crate::wire::{h264, vp8};
+use std::collections::HashMap;
 use std::ops::Range;
 
-/// Replaced sources that are remembered, so that they do not come back.
-const RETIRED_MAX: usize = 64;
+/// Replaced sources that are remembered, so that they do not come back: all that a transport can have.
+const RETIRED_MAX: usize = SOURCES_MAX;
+/// Sources of retransmissions whose originals are remembered.
+const REPAIRS_MAX: usize = 64;
 /// Room that a forwarded packet needs beyond its payload: header, extensions, number of a retransmission, padding, tag.
 pub const FORWARD_OVERHEAD_MAX: usize = 12 + 60 + 4 + 128 + 2 + 4 + 16;
 /// Assumed until a report tells the round trip.
 const RTT_UNKNOWN: Duration = Duration::from_millis(100);
 /// Retransmissions may take half of what is sent anew, and this much at once, bytes.
 const CREDIT_MAX: usize = 128 * 1024;
+/// With less than one packet's worth nothing is looked for.
+const CREDIT_MIN: usize = 1500;
+/// Packets that one client may ask for between two reports.
+pub(super) const NACKS_MAX: usize = 2_000;
+/// Longest RTCP packet: browsers refuse more than 2048 bytes, networks cut more than their MTU.
+const RTCP_MAX: usize = 1_200;
+/// Numbers of one NACK.
+const NACK_MAX: usize = 128;
 
 /// A decrypted packet on its way to its hearers; `header` and `payload` point into the packet's bytes.
 #[derive(Clone, Debug)]
@@ -39,7 +50,8 @@ pub struct Media {
     pub payload: Range<usize>,
     /// Extended sequence number.
     pub sequence: u64,
-    /// When it was captured, on our clock, NTP format.
+    /// When it was captured, NTP format: on the sender's clock, which its layers share, and on ours, which all senders do.
+    pub sent_ntp: Option<u64>,
     pub ntp: Option<u64>,
     pub frame: FrameInfo,
     /// Descriptor and extended picture id of VP8.
@@ -59,6 +71,7 @@ impl Media {
             sequence: self.sequence,
             timestamp: self.header.timestamp,
             marker: self.header.marker,
+            sent_ntp: self.sent_ntp,
             ntp: self.ntp,
             picture: self.picture.map(|(descriptor, id)| (id, descriptor.tl0_pic_idx.unwrap_or(0))),
             ends_spatial: self.frame.spatial_id.filter(|_| self.frame.ends_frame),
@@ -72,7 +85,7 @@ pub enum Passage {
     /// With spatial layers up to `spatial_max`.
     Continue { spatial_max: u8 },
     /// The hearer's stream goes on from this packet's source.
-    Start { spatial_max: u8 },
+    Start { spatial_max: u8, temporal_max: u8 },
     /// Its layer is not wanted: what follows closes up.
     Skip,
 }
@@ -84,6 +97,8 @@ pub(super) struct Source {
     picture_newest: u64,
     /// Layers of an AV1 stream, as its last key frame described them.
     structure: Option<Structure>,
+    /// H.264 parameter sets come in band.
+    repeats_sets: bool,
 }
 
 pub(super) struct Outgoing {
@@ -93,10 +108,18 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(plan: negotiate::Send) -> Self {
+    /// `spent` are the numbers that its sources have used under the same keys: it begins behind them.
+    pub(super) fn new(plan: negotiate::Send, spent: &HashMap<u32, u64>) -> Self {
         let clock_rate = plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
-        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, clock_rate, (plan.ssrc.0 >> 8) as u16);
+        // Below the roll-over that a receiver cannot see coming.
+        let first = |ssrc: u32| spent.get(&ssrc).map_or(u64::from(ssrc >> 8 & 0x7FFF), |next| *next);
+        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, clock_rate, first(plan.ssrc.0), first(plan.rtx.0));
         Self { plan, stream, has_reported: false }
+    }
+
+    /// Its sources and the next number of each.
+    pub(super) fn spent(&self) -> [(u32, u64); 2] {
+        [(self.stream.ssrc(), self.stream.next_index()), (self.stream.rtx_ssrc(), self.stream.next_rtx_index())]
     }
 
     /// Goes on under another plan.
@@ -153,7 +176,7 @@ impl Session {
         out: &mut Vec<Effect>,
     ) -> Result<Option<Media>, SessionDrop> {
         let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
-        let (mut header, len) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
+        let (mut header, len, index) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
         let packet = &packet[..len];
         self.media_arrived(now, path, out);
         if self.retired.contains(&header.ssrc) {
@@ -176,7 +199,7 @@ impl Session {
             payload.start += 2;
         } else if !self.sources.contains_key(&header.ssrc) {
             let (section, layer) = self.place(&header, packet).ok_or(SessionDrop::UnknownSource)?;
-            self.adopt_source(section, layer, &header);
+            self.adopt_source(section, layer, header.ssrc, index);
         }
         let source = self.sources.get_mut(&header.ssrc).ok_or(SessionDrop::UnknownSource)?;
         let (at, section) = (source.section, &self.receive[source.section]);
@@ -194,18 +217,28 @@ impl Session {
             }
             None => by_payload(),
         };
+        let mut frame = FrameInfo { is_late: sequence < source.stream.highest(), ..frame };
+        if format.codec == Codec::H264 {
+            // Its slices repeat what its parameter sets began: only they start a picture, where they are sent at all.
+            let has_sets = h264::has_parameter_sets(&packet[payload.clone()]);
+            source.repeats_sets |= has_sets;
+            frame.starts_key_frame &= has_sets || !source.repeats_sets;
+        }
         if frame.starts_key_frame {
             source.stream.key_frame(sequence);
         }
         let picture = (format.codec == Codec::Vp8).then(|| vp8::Descriptor::read(&packet[payload.clone()])).flatten();
         let picture = picture.map(|descriptor| {
             let id = descriptor.picture_id.map_or(0, |id| id.extend(source.picture_newest));
-            source.picture_newest = source.picture_newest.max(id);
+            // An encoder that starts anew counts anew.
+            source.picture_newest = if frame.starts_key_frame && !frame.is_late { id } else { source.picture_newest.max(id) };
             (descriptor, id)
         });
-        let ntp = source.stream.ntp_at(header.timestamp).and_then(|theirs| self.clock.to_ours(theirs));
+        let sent_ntp = source.stream.ntp_at(header.timestamp);
+        let ntp = sent_ntp.and_then(|theirs| self.clock.to_ours(theirs));
         let (track, layer, extensions) = (section.track, source.layer, section.extensions);
-        let mut media = Media { track, layer, format, header, payload, sequence, ntp, frame, picture, extensions, audio_level: None };
+        let mut media =
+            Media { track, layer, format, header, payload, sequence, sent_ntp, ntp, frame, picture, extensions, audio_level: None };
         if repaired.is_none() {
             media.audio_level = self.note_arrival(now, at, &media.header, packet);
         }
@@ -249,7 +282,7 @@ impl Session {
             || self.sources.iter().find(|(_, s)| Some((s.section, s.layer)) == layer.map(|l| (section, l))).map(|(ssrc, _)| *ssrc);
         let source = announced.filter(|s| self.sources.contains_key(s)).or_else(by_layer);
         if let Some(source) = source {
-            if self.repairs.len() >= RETIRED_MAX {
+            if self.repairs.len() >= REPAIRS_MAX {
                 self.repairs.clear();
             }
             self.repairs.insert(header.ssrc, source);
@@ -258,7 +291,7 @@ impl Session {
     }
 
     /// A new stream, in the place of the one that its layer had.
-    fn adopt_source(&mut self, section: usize, layer: u8, header: &rtp::Header) {
+    fn adopt_source(&mut self, section: usize, layer: u8, ssrc: u32, index: u64) {
         let clock_rate = self.receive[section].formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
         let old = self.sources.iter().find(|(_, s)| (s.section, s.layer) == (section, layer)).map(|(ssrc, _)| *ssrc);
         if let Some(old) = old {
@@ -269,9 +302,9 @@ impl Session {
                 self.retired.pop_front();
             }
         }
-        let stream = RtpIn::new(header.ssrc, clock_rate, header.sequence);
-        self.sources.insert(header.ssrc, Source { section, layer, stream, picture_newest: 1 << 16, structure: None });
-        self.source_order.push(header.ssrc);
+        let stream = RtpIn::new(ssrc, clock_rate, index);
+        self.sources.insert(ssrc, Source { section, layer, stream, picture_newest: 1 << 16, structure: None, repeats_sets: false });
+        self.source_order.push(ssrc);
     }
 
     /// The section whose id for `extension` the packet carries, with the value; for mid, the section that has this mid.
@@ -344,13 +377,20 @@ impl Session {
                 }
                 rtcp::Packet::Nack { ssrc, lost } => {
                     let rtt = self.round_trip.get();
-                    if let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc) {
-                        let track = outgoing.plan.track;
-                        out.extend(lost.sequences().map(|number| match outgoing.stream.recall(now, number, rtt) {
-                            Some(r) => Effect::Resend { track, layer: r.layer, sequence: r.sequence },
-                            None => Effect::ResendRefused,
-                        }));
-                    }
+                    let outgoing = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc);
+                    // Nobody is made to look for more than may be sent.
+                    let Some(outgoing) = outgoing.filter(|_| self.credit >= CREDIT_MIN) else {
+                        out.push(Effect::ResendRefused);
+                        continue;
+                    };
+                    let track = outgoing.plan.track;
+                    let wanted = lost.sequences().take(self.nacks_left);
+                    let before = out.len();
+                    out.extend(wanted.map(|number| match outgoing.stream.recall(now, number, rtt) {
+                        Some(r) => Effect::Resend { track, layer: r.layer, sequence: r.sequence },
+                        None => Effect::ResendRefused,
+                    }));
+                    self.nacks_left -= out.len() - before;
                 }
                 // Acted on when the estimate of a receiver's bandwidth exists.
                 rtcp::Packet::Remb { .. } | rtcp::Packet::TransportCc(_) | rtcp::Packet::Bye | rtcp::Packet::Other { .. } => {}
@@ -388,7 +428,7 @@ impl Session {
                     outgoing.stream.limit_spatial(&input, spatial_max);
                 }
             }
-            Passage::Start { spatial_max } | Passage::Continue { spatial_max } => outgoing.stream.switch(&input, spatial_max),
+            Passage::Start { spatial_max, .. } | Passage::Continue { spatial_max } => outgoing.stream.switch(&input, spatial_max),
             Passage::Skip => {}
         }
         let verdict = match passage {
@@ -409,12 +449,17 @@ impl Session {
         write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
     }
 
+    /// Whether retransmissions may take so many bytes more.
+    pub fn may_resend(&self, len: usize) -> bool {
+        self.credit >= len
+    }
+
     /// Writes a packet once more, on the source of retransmissions where the client has one.
     pub fn resend(&mut self, now: Instant, media: &Media, packet: &[u8], slot: &mut [u8]) -> Option<usize> {
         let (_, sender) = self.keys.as_ref()?;
         let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
         let format = media.format.among(&outgoing.plan.formats)?;
-        self.credit = self.credit.checked_sub(media.payload.len())?;
+        self.credit = self.credit.saturating_sub(media.payload.len());
         let input = media.input(now);
         let (mapped, payload, padding) = match outgoing.stream.map(&input) {
             Verdict::Send(mapped) => (mapped, &packet[media.payload.clone()], 0),
@@ -452,7 +497,7 @@ impl Session {
     }
 
     /// Asks for what is missing.
-    pub(super) fn repair(&mut self, now: Instant, compound: &mut Vec<u8>, out: &mut Vec<Effect>) {
+    pub(super) fn repair(&mut self, now: Instant, compounds: &mut Compounds, out: &mut Vec<Effect>) {
         let rtt = self.round_trip.get();
         let mut lost = Vec::new();
         for ssrc in &self.source_order {
@@ -462,30 +507,35 @@ impl Session {
             }
             if !lost.is_empty() {
                 out.push(Effect::Nacked(lost.len()));
-                rtcp::write_nack(compound, self.rtcp_ssrc, *ssrc, &lost);
+                for lost in lost.chunks(NACK_MAX) {
+                    compounds.add(|out| rtcp::write_nack(out, self.rtcp_ssrc, *ssrc, lost));
+                }
                 lost.clear();
             }
         }
     }
 
     /// What is said every second: about what came, about what went, and for the round trip.
-    pub(super) fn report(&mut self, now: Instant, compound: &mut Vec<u8>) {
+    pub(super) fn report(&mut self, now: Instant, compounds: &mut Compounds) {
+        self.nacks_left = NACKS_MAX;
         let blocks: Vec<_> = self.source_order.iter().filter_map(|s| Some(self.sources.get_mut(s)?.stream.report(now))).collect();
         for blocks in blocks.chunks(31) {
-            rtcp::write_receiver_report(compound, self.rtcp_ssrc, blocks);
+            compounds.add(|out| rtcp::write_receiver_report(out, self.rtcp_ssrc, blocks));
         }
         if !blocks.is_empty() {
-            rtcp::write_reference_time(compound, self.rtcp_ssrc, now.as_ntp());
+            compounds.add(|out| rtcp::write_reference_time(out, self.rtcp_ssrc, now.as_ntp()));
         }
         if let Some((to, last_rr, since)) = self.round_trip.asked.take() {
             let delay = ((now.since(since).as_micros() as u64) << 16) / 1_000_000;
-            rtcp::write_delay(compound, self.rtcp_ssrc, to, last_rr, delay as u32);
+            compounds.add(|out| rtcp::write_delay(out, self.rtcp_ssrc, to, last_rr, delay as u32));
         }
         for outgoing in &mut self.outgoing {
             if let Some(info) = outgoing.stream.sender_report(now.as_ntp()) {
                 outgoing.has_reported = true;
-                rtcp::write_sender_report(compound, &info);
-                rtcp::write_cname(compound, info.ssrc, &outgoing.plan.cname);
+                compounds.add(|out| {
+                    rtcp::write_sender_report(out, &info);
+                    rtcp::write_cname(out, info.ssrc, &outgoing.plan.cname);
+                });
             }
         }
     }
@@ -493,6 +543,22 @@ impl Session {
     /// A stream that has a clock now and has not said so: its receiver cannot put sound and picture together before.
     pub(super) fn has_news(&self, now: Instant) -> bool {
         self.outgoing.iter().any(|o| !o.has_reported && o.stream.sender_report(now.as_ntp()).is_some())
+    }
+}
+
+/// RTCP packets, put together as long as they fit into one datagram.
+#[derive(Default)]
+pub(super) struct Compounds(pub(super) Vec<Vec<u8>>);
+
+impl Compounds {
+    pub(super) fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        let mut packet = Vec::with_capacity(64);
+        write(&mut packet);
+        match self.0.last_mut().filter(|last| last.len() + packet.len() <= RTCP_MAX) {
+            Some(last) => last.extend_from_slice(&packet),
+            None if packet.is_empty() => {}
+            None => self.0.push(packet),
+        }
     }
 }
 

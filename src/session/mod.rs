@@ -19,13 +19,15 @@ use crate::engine::sctp::{self, Sctp};
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
 use crate::wire::stun::Message;
-use media::{Outgoing, RoundTrip, Source};
+use media::{Compounds, NACKS_MAX, Outgoing, RoundTrip, Source};
 use negotiate::{Plan, Receive};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
 /// How often reports leave.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1000);
+/// Sources that one session may have sent in all its life.
+const SPENT_MAX: usize = 65_536;
 /// What a session may retransmit before it has sent anything to speak of, bytes.
 const CREDIT_START: usize = 64 * 1024;
 
@@ -131,6 +133,10 @@ pub struct Session {
     outgoing: Vec<Outgoing>,
     /// Bytes that retransmissions may take now.
     credit: usize,
+    /// Packets that the client may ask for until the next report.
+    nacks_left: usize,
+    /// Sources that are no longer sent, and the number that each would go on with: under one key none is used twice.
+    spent: HashMap<u32, u64>,
     /// Our name in RTCP that is not about a stream of ours.
     rtcp_ssrc: u32,
     report_due: Instant,
@@ -161,6 +167,8 @@ impl Session {
             round_trip: RoundTrip::default(),
             outgoing: Vec::new(),
             credit: CREDIT_START,
+            nacks_left: NACKS_MAX,
+            spent: HashMap::new(),
             rtcp_ssrc,
             report_due: now + REPORT_INTERVAL,
             last_path: None,
@@ -214,12 +222,15 @@ impl Session {
         });
         self.source_order.retain(|ssrc| self.sources.contains_key(ssrc));
         self.receive = receive;
-        let mut before = std::mem::take(&mut self.outgoing);
+        let goes_on = |o: &Outgoing| plan.send.iter().any(|p| p.track == o.plan.track && p.ssrc == o.plan.ssrc);
+        let (mut before, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.outgoing).into_iter().partition(goes_on);
+        self.spent.extend(gone.iter().flat_map(Outgoing::spent));
         for plan in plan.send {
             let known = before.iter().position(|o| o.plan.track == plan.track && o.plan.ssrc == plan.ssrc);
             self.outgoing.push(match known {
                 Some(at) => before.swap_remove(at).replan(plan),
-                None => Outgoing::new(plan),
+                None if self.outgoing.iter().any(|o| o.plan.ssrc == plan.ssrc) || self.spent.len() > SPENT_MAX => continue,
+                None => Outgoing::new(plan, &self.spent),
             });
         }
     }
@@ -332,19 +343,20 @@ impl Session {
             self.sctp.wake(now, &mut self.sctp_out);
             self.drain_sctp(now, out);
         }
-        let mut compound = Vec::new();
+        let mut compounds = Compounds::default();
         let media = self.source_order.first().copied().unwrap_or(0);
-        self.arrivals.feedback(now, self.rtcp_ssrc, media, &mut compound);
+        let from = self.rtcp_ssrc;
+        compounds.add(|out| self.arrivals.feedback(now, from, media, out));
         if self.state == State::Live {
-            self.repair(now, &mut compound, out);
+            self.repair(now, &mut compounds, out);
             if self.report_due <= now || self.has_news(now) {
                 self.report_due = now + REPORT_INTERVAL;
-                self.report(now, &mut compound);
+                self.report(now, &mut compounds);
             }
         } else if self.report_due <= now {
             self.report_due = now + REPORT_INTERVAL;
         }
-        if !compound.is_empty() {
+        for compound in compounds.0 {
             self.send_rtcp(compound, out);
         }
     }

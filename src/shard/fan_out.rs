@@ -37,6 +37,8 @@ struct Packet {
     publisher: SessionId,
     media: Media,
     buf: PacketBuf,
+    /// Somebody may miss it.
+    is_watched: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -59,7 +61,7 @@ impl Shard {
 
     /// A packet of a publisher here or, over a ring, on another worker.
     pub(super) fn take_packet(&mut self, now: Now, room: RoomId, publisher: SessionId, media: Media, buf: PacketBuf) {
-        self.fan_out.packets.push(Packet { room, publisher, media, buf });
+        self.fan_out.packets.push(Packet { room, publisher, media, buf, is_watched: false });
         if self.fan_out.packets.len() >= TURN_MAX {
             self.fan_out(now);
         }
@@ -71,16 +73,18 @@ impl Shard {
             return;
         }
         let mut turn = std::mem::take(&mut self.fan_out);
-        for (at, packet) in turn.packets.iter().enumerate() {
+        for (at, packet) in turn.packets.iter_mut().enumerate() {
+            turn.routed.is_watched = false;
             self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
+            packet.is_watched = turn.routed.is_watched;
         }
         turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
         for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
             self.deliver(now, hearers, &turn.packets);
         }
         turn.deliveries.clear();
-        for Packet { media, buf, .. } in turn.packets.drain(..) {
-            if !self.store.put(now.mono, media, &buf) {
+        for Packet { media, buf, is_watched, .. } in turn.packets.drain(..) {
+            if is_watched && !self.store.put(now.mono, media, &buf) {
                 self.counters.count(Counter::StoreFull);
             }
             self.pool.put(buf);
@@ -90,10 +94,11 @@ impl Shard {
 
     /// Who gets a packet; what follows from it for its publisher.
     fn route(&mut self, now: Now, at: usize, packet: &Packet, routed: &mut Routed, deliveries: &mut Vec<Delivery>) {
-        let Packet { room: room_id, publisher, media, buf } = packet;
+        let Packet { room: room_id, publisher, media, buf, .. } = packet;
         let room_id = *room_id;
         let Some(room) = self.rooms.get_mut(&room_id) else { return };
-        if let Some(level) = media.audio_level {
+        // Whoever owns the publisher tells of its voice.
+        if let Some(level) = media.audio_level.filter(|_| room.home_of(media.track).is_none()) {
             room.speakers.observe(now.mono, *publisher, level);
             if let Some(at) = room.speakers.deadline() {
                 self.timers.arm(super::Timer::Speakers(room_id), at);
@@ -103,7 +108,7 @@ impl Shard {
         deliveries.extend(routed.hearers.iter().map(|(hearer, verdict)| {
             let passage = match *verdict {
                 Verdict::Forward { spatial_max } => Passage::Continue { spatial_max },
-                Verdict::Start { spatial_max } => Passage::Start { spatial_max },
+                Verdict::Start { spatial_max, temporal_max } => Passage::Start { spatial_max, temporal_max },
                 Verdict::Skip | Verdict::Drop => Passage::Skip,
             };
             Delivery { hearer: *hearer, at, passage }
@@ -159,22 +164,30 @@ impl Shard {
             let Packet { media, buf, .. } = &packets[delivery.at];
             run = padded(run, len(delivery), deliveries[i + 1..].iter().map(len));
             self.forward(now, delivery.hearer, media, buf, delivery.passage, run);
-            if let Passage::Start { spatial_max } = delivery.passage {
-                self.catch_up(now, delivery.hearer, media, spatial_max);
+            if let Passage::Start { spatial_max, temporal_max } = delivery.passage {
+                let earlier = packets[..delivery.at].iter().filter(|p| p.media.track == media.track && p.media.layer == media.layer);
+                let mut missed: Vec<(u64, &Packet)> = earlier.map(|p| (p.media.sequence, p)).collect();
+                missed.sort_unstable_by_key(|(sequence, _)| *sequence);
+                self.catch_up(now, delivery.hearer, media, (spatial_max, temporal_max), &missed);
             }
         }
     }
 
-    /// A stream that starts with a late packet goes on with those that came before it.
-    fn catch_up(&mut self, now: Now, hearer: SessionId, start: &Media, spatial_max: u8) {
-        let Some(newest) = self.store.newest(start.track, start.layer).filter(|n| *n > start.sequence) else { return };
+    /// A stream that starts with a late packet goes on with those that came before it: in earlier turns, or in this one.
+    fn catch_up(&mut self, now: Now, hearer: SessionId, start: &Media, layers: (u8, u8), missed: &[(u64, &Packet)]) {
+        if !start.frame.is_late {
+            return;
+        }
+        let stored = self.store.newest(start.track, start.layer).unwrap_or(0);
+        let newest = missed.last().map_or(stored, |(sequence, _)| stored.max(*sequence));
         for sequence in start.sequence + 1..=newest.min(start.sequence + CATCH_UP_MAX) {
-            let Some((media, packet)) = self.store.get(start.track, start.layer, sequence) else { continue };
-            if media.header.ssrc != start.header.ssrc {
-                continue;
-            }
-            let (media, packet) = (media.clone(), packet.to_vec());
-            self.forward(now, hearer, &media, &packet, Passage::Continue { spatial_max }, 0);
+            let of_turn = missed.iter().find(|(s, _)| *s == sequence).map(|(_, p)| (p.media.clone(), p.buf.to_vec()));
+            let of_store = || self.store.get(start.track, start.layer, sequence).map(|(m, bytes)| (m.clone(), bytes.to_vec()));
+            let Some((media, packet)) = of_turn.or_else(of_store).filter(|(m, _)| m.header.ssrc == start.header.ssrc) else { continue };
+            let (spatial_max, temporal_max) = layers;
+            let is_wanted = media.frame.spatial_id.is_none_or(|s| s <= spatial_max) && media.frame.temporal_id <= temporal_max;
+            let passage = if is_wanted { Passage::Continue { spatial_max } } else { Passage::Skip };
+            self.forward(now, hearer, &media, &packet, passage, 0);
         }
     }
 
@@ -201,6 +214,9 @@ impl Shard {
             return self.counters.count(Counter::ResendNotStored);
         };
         let Some(route) = session.path().and_then(|path| super::route_of(&self.turn, now, path)) else { return };
+        if !session.may_resend(media.payload.len()) {
+            return self.counters.count(Counter::ResendCapped);
+        }
         let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
         match session.resend(now.mono, media, packet, slot) {
             Some(len) => {
@@ -208,7 +224,7 @@ impl Shard {
                 self.commit(now, route, len, true);
             }
             None => {
-                self.counters.count(Counter::ResendCapped);
+                self.counters.count(Counter::ResendRefused);
                 self.egress.abandon();
             }
         }

@@ -15,7 +15,8 @@ use std::collections::{HashMap, VecDeque};
 
 /// How long a packet is kept at least, memory permitting.
 const KEPT: Duration = Duration::from_millis(1200);
-const KEPT_MAX: Duration = Duration::from_secs(4);
+/// However far away somebody says to be.
+const KEPT_MAX: Duration = Duration::from_secs(2);
 const RING_MIN: usize = 16 * 1024;
 const RING_MAX: usize = 8 * 1024 * 1024;
 const SLOTS_MIN: usize = 64;
@@ -27,6 +28,12 @@ struct Slot {
     at: u64,
     len: usize,
     arrived: Instant,
+}
+
+/// What a ring has too little of.
+enum Short {
+    Bytes,
+    Slots,
 }
 
 #[derive(Default)]
@@ -59,16 +66,19 @@ impl Ring {
         if (len as u64) <= rest { self.written } else { self.written + rest }
     }
 
-    /// Arrival of the oldest packet that a write of `len` bytes for `sequence` would destroy.
-    fn destroys(&mut self, sequence: u64, len: usize) -> Option<Instant> {
+    /// What a write of `len` bytes for `sequence` would destroy that is younger than `horizon`.
+    fn is_short_of(&mut self, now: Instant, horizon: Duration, sequence: u64, len: usize) -> Option<Short> {
         while self.order.front().is_some_and(|s| self.slot(*s).is_none()) {
             self.order.pop_front();
         }
-        let oldest = self.order.front().and_then(|s| self.slot(*s))?;
-        let by_bytes = self.place(len) + len as u64 > oldest.at + self.bytes.len() as u64;
-        let in_slot = self.slots[sequence as usize % self.slots.len()].as_ref();
-        let by_slot = in_slot.filter(|s| s.media.sequence != sequence).and_then(|s| self.slot(s.media.sequence)).map(|s| s.arrived);
-        if by_bytes { Some(oldest.arrived) } else { by_slot }
+        let is_young = |slot: &&Slot| now.since(slot.arrived) < horizon;
+        let end = self.place(len) + len as u64;
+        let oldest = self.order.front().and_then(|s| self.slot(*s)).filter(is_young);
+        if oldest.is_some_and(|oldest| end > oldest.at + self.bytes.len() as u64) {
+            return Some(Short::Bytes);
+        }
+        let in_slot = self.slots[sequence as usize % self.slots.len()].as_ref().map(|s| s.media.sequence).filter(|s| *s != sequence);
+        in_slot.and_then(|s| self.slot(s)).filter(is_young).map(|_| Short::Slots)
     }
 
     fn put(&mut self, now: Instant, media: Media, packet: &[u8]) {
@@ -140,10 +150,13 @@ impl Store {
             self.held += cost(RING_MIN, SLOTS_MIN);
             ring.resize(RING_MIN, SLOTS_MIN);
         }
-        while ring.destroys(media.sequence, packet.len()).is_some_and(|arrived| now.since(arrived) < self.horizon) {
-            let (bytes, slots) = (ring.bytes.len(), ring.slots.len());
-            let is_crowded = ring.order.len() * 2 > slots;
-            let (bytes, slots) = if is_crowded { (bytes, slots * 2) } else { (bytes * 2, slots) };
+        while let Some(short) = ring.is_short_of(now, self.horizon, media.sequence, packet.len()) {
+            let (bytes, slots) = match short {
+                Short::Bytes => (ring.bytes.len() * 2, ring.slots.len()),
+                // Numbers far apart share a slot however many there are: only a full table is worth another.
+                Short::Slots if ring.order.len() * 4 < ring.slots.len() => break,
+                Short::Slots => (ring.bytes.len(), ring.slots.len() * 2),
+            };
             let more = cost(bytes, slots) - cost(ring.bytes.len(), ring.slots.len());
             if bytes > RING_MAX || slots > SLOTS_MAX || self.held + more > self.held_max {
                 is_kept = false;
@@ -201,6 +214,7 @@ mod tests {
             header,
             payload: 12..12,
             sequence,
+            sent_ntp: None,
             ntp: None,
             frame: FrameInfo::default(),
             picture: None,

@@ -31,6 +31,8 @@ pub struct Peer {
     voice: Mid,
     picture: Option<Mid>,
     camera: Camera,
+    /// Its first frame is out.
+    films: bool,
     /// What came of each picture, by SSRC.
     pub eyes: BTreeMap<u32, Eyes>,
     channel: Option<ChannelId>,
@@ -80,6 +82,7 @@ impl Peer {
             voice,
             picture,
             camera: Camera::default(),
+            films: false,
             eyes: BTreeMap::new(),
             channel: None,
             sequence: 1000,
@@ -150,10 +153,15 @@ impl Peer {
         let Some(mid) = self.picture.filter(|_| self.is_connected) else { return };
         for shot in self.camera.shoot() {
             if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, Some(Rid::from(RIDS[shot.layer]))) {
+                if !self.films {
+                    // A publisher with room to spare: nothing that is asked for is refused.
+                    stream.set_rtx_cache(1_024, std::time::Duration::from_secs(3), None);
+                }
                 let write = RtpWrite::new(Pt::from(VP8), shot.sequence.into(), shot.time, now, shot.payload);
                 stream.write_rtp(write.marker(shot.marker).nackable(true));
             }
         }
+        self.films = true;
         let _ = self.rtc.handle_input(Input::Timeout(now));
         self.drain();
     }

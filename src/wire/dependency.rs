@@ -70,6 +70,7 @@ pub fn read(bytes: &[u8], known: &mut Option<Structure>) -> Option<FrameInfo> {
         spatial_id: Some(template.spatial),
         temporal_id: template.temporal,
         is_switching_up,
+        is_late: false,
     })
 }
 

@@ -19,6 +19,15 @@ pub fn frame_info(payload: &[u8]) -> FrameInfo {
     FrameInfo { starts_key_frame, ..FrameInfo::default() }
 }
 
+/// Whether the payload holds a sequence parameter set: where a stream repeats them, a key frame begins with one.
+pub fn has_parameter_sets(payload: &[u8]) -> bool {
+    match payload.first().map(|b| b & 0x1F) {
+        Some(SPS) => true,
+        Some(STAP_A) => aggregated(&payload[1..]).any(|kind| kind == SPS),
+        _ => false,
+    }
+}
+
 fn aggregated(mut bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
     std::iter::from_fn(move || {
         let len = usize::from(be16(bytes, 0)?);
@@ -47,6 +56,7 @@ mod tests {
         ];
         for (name, bytes, want) in rows {
             assert_eq!(frame_info(bytes).starts_key_frame, *want, "{name}");
+            assert_eq!(has_parameter_sets(bytes), name.contains("SPS"), "{name}");
         }
     }
 }

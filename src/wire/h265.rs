@@ -27,8 +27,8 @@ pub fn frame_info(payload: &[u8]) -> FrameInfo {
         Some(kind) => starts_key_frame(kind),
         None => false,
     };
-    let temporal_id = payload.get(1).map_or(0, |b| (b & 7).saturating_sub(1));
-    FrameInfo { starts_key_frame: starts, temporal_id, ..FrameInfo::default() }
+    // Its temporal layers are not told: nothing in the payload says where a receiver may go up again.
+    FrameInfo { starts_key_frame: starts, ..FrameInfo::default() }
 }
 
 #[cfg(test)]

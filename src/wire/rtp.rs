@@ -181,6 +181,8 @@ pub struct FrameInfo {
     pub temporal_id: u8,
     /// Depends on nothing but the base layer: a receiver of lower temporal layers may go up here.
     pub is_switching_up: bool,
+    /// Newer packets of its stream came before it.
+    pub is_late: bool,
 }
 
 /// The payload formats that are forwarded.

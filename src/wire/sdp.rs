@@ -174,6 +174,11 @@ impl Offer {
             _ => return Err(SdpError::TooManySections),
         }
         let sections = session.medias.iter().map(Section::parse).collect::<Result<Vec<_>, _>>()?;
+        let mut mids: Vec<&str> = sections.iter().map(|s| s.mid.as_str()).collect();
+        mids.sort_unstable();
+        if mids.windows(2).any(|pair| pair[0] == pair[1]) {
+            return Err(SdpError::Bad("a=mid", "one mid, two sections".into()));
+        }
         // In a bundle the first section that is not rejected carries the transport (RFC 9143 §7.2).
         let carrier = session.medias.iter().zip(&sections).find(|(_, s)| !s.is_rejected).map(|(m, _)| m);
         let transport = |name| carrier.and_then(|m| value(&m.attributes, name)).or_else(|| value(&session.attributes, name));
