@@ -5,7 +5,7 @@ TARGET := target/x86_64-unknown-linux-gnu
 PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-minimal
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-.PHONY: run test check deps web e2e e2e-deps
+.PHONY: run test check deps web e2e e2e-deps scenarios
 
 ## The server with the demo page, without a config.
 run: web
@@ -27,6 +27,11 @@ e2e: e2e-deps web
 	cargo test --features sim --no-run
 	@if [ "$$(id -u)" = 0 ]; then cd tests/e2e && node --test --test-force-exit --test-reporter=spec *.test.mjs; \
 	else echo "skipped without root: browser tests (network namespaces)"; fi
+
+## The quality that browsers see through loss, switches and floods: limits that hold on a machine that does nothing else.
+scenarios: e2e-deps web
+	cargo test --features sim --no-run
+	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-force-exit --test-reporter=spec --test-name-pattern='^(l|m|n):' calls.test.mjs
 
 ## Debian packages that the tests use.
 deps:

@@ -43,6 +43,7 @@ fn help(family: &str) -> (&'static str, &'static str) {
         "redirect_table_full" => ("", "checks sent to their owner without noting their tuple"),
         "key_frame_requests" => ("", "picture loss indications sent to publishers"),
         "key_frame_causes" => ("cause", "key frames that hearers here needed, by cause"),
+        "thinned_packets" => ("", "packets of whole pictures left out for a connection that was behind"),
         "ring_media_packets" => ("", "media packets given to another worker, once for all its hearers"),
         "ring_media_drops" => ("what", "media packets that a full ring between two workers did not take"),
         "nacks_sent" => ("", "packets asked for again from publishers"),

@@ -6,6 +6,7 @@
 //! RTCP: receiver reports, round-trip requests and NACKs to publishers; sender reports to hearers.
 
 use super::negotiate::{self, Receive};
+use super::path::{Lag, Thinned, Thinning};
 use super::{Effect, Session, SessionDrop};
 use crate::base::id::{PathId, TrackId};
 use crate::base::time::{Duration, Instant};
@@ -104,6 +105,7 @@ pub(super) struct Source {
 pub(super) struct Outgoing {
     pub(super) plan: negotiate::Send,
     stream: RtpOut,
+    thinning: Thinning,
     has_reported: bool,
 }
 
@@ -114,7 +116,7 @@ impl Outgoing {
         // Below the roll-over that a receiver cannot see coming.
         let first = |ssrc: u32| spent.get(&ssrc).map_or(u64::from(ssrc >> 8 & 0x7FFF), |next| *next);
         let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, clock_rate, first(plan.ssrc.0), first(plan.rtx.0));
-        Self { plan, stream, has_reported: false }
+        Self { plan, stream, thinning: Thinning::default(), has_reported: false }
     }
 
     /// Its sources and the next number of each.
@@ -405,6 +407,17 @@ impl Session {
                 self.round_trip.told(now, block.last_sr, block.delay_since_last_sr);
             }
         }
+    }
+
+    /// Whether a picture passes to this hearer although its path lags behind.
+    pub fn thin(&mut self, media: &Media, lag: Lag) -> Thinned {
+        if !media.format.codec.is_video() {
+            return Thinned::Pass;
+        }
+        let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.plan.track == media.track) else { return Thinned::Pass };
+        // A simulcast layer has a clock of its own; its stream starts with a key frame anyhow.
+        let starts = media.frame.starts_key_frame && !media.frame.is_late;
+        outgoing.thinning.decide(lag, media.header.timestamp, media.frame.temporal_id == 0, starts)
     }
 
     /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `padded_to` is the payload

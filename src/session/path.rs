@@ -80,6 +80,57 @@ const QUEUE_MAX: usize = 512 * 1024;
 /// How long a frame may wait before newer ones are refused: older media is of no use to anybody.
 const AGE_MAX: Duration = Duration::from_millis(500);
 
+/// Ages of the oldest frame in a queue from which on pictures are left out: those that nothing depends on, then any.
+const BEHIND: Duration = Duration::from_millis(200);
+const FAR_BEHIND: Duration = Duration::from_millis(400);
+
+/// How far a path is behind what is written to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Lag {
+    None,
+    Behind,
+    FarBehind,
+}
+
+/// Leaves whole pictures of one stream out while its path is behind; packet by packet would waste what is sent of them.
+#[derive(Debug, Default)]
+pub struct Thinning {
+    /// Timestamp of the newest picture, and whether it passes.
+    newest: Option<(u32, bool)>,
+    /// A picture that others depend on was left out: nothing passes before a key frame.
+    needs_key_frame: bool,
+}
+
+/// What becomes of a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thinned {
+    Pass,
+    LeaveOut,
+    /// Left out, and the path would take a key frame now.
+    LeaveOutAndAsk,
+}
+
+impl Thinning {
+    /// `picture` is its RTP timestamp, `is_base` whether others depend on it.
+    pub fn decide(&mut self, lag: Lag, picture: u32, is_base: bool, starts_key_frame: bool) -> Thinned {
+        let is_new = self.newest.is_none_or(|(newest, _)| picture.wrapping_sub(newest) as i32 > 0);
+        if is_new || starts_key_frame {
+            let fits = if is_base { lag < Lag::FarBehind } else { lag < Lag::Behind };
+            self.needs_key_frame &= !(starts_key_frame && fits);
+            let passes = fits && !self.needs_key_frame;
+            self.needs_key_frame |= is_base && !passes;
+            self.newest = Some((picture, passes));
+        }
+        match self.newest {
+            Some((newest, passes)) if newest == picture && passes => Thinned::Pass,
+            // A late packet of a picture before: whatever became of that, it does no harm.
+            Some((newest, _)) if newest != picture && !self.needs_key_frame => Thinned::Pass,
+            _ if self.needs_key_frame && lag == Lag::None => Thinned::LeaveOutAndAsk,
+            _ => Thinned::LeaveOut,
+        }
+    }
+}
+
 /// What waits in plaintext for a connection. Nothing is encrypted before it is certain to be sent.
 #[derive(Default)]
 pub struct FrameQueue {
@@ -92,8 +143,12 @@ impl FrameQueue {
         self.frames.is_empty()
     }
 
-    pub fn len_bytes(&self) -> usize {
-        self.bytes.len()
+    pub fn lag(&self, now: Instant) -> Lag {
+        match self.frames.front().map(|(_, since)| now.since(*since)) {
+            Some(age) if age > FAR_BEHIND => Lag::FarBehind,
+            Some(age) if age > BEHIND => Lag::Behind,
+            _ => Lag::None,
+        }
     }
 
     /// Takes a frame, or refuses it when the connection is behind in bytes or in time. Control frames (answers,
@@ -167,6 +222,30 @@ mod tests {
                     assert_eq!(message.get(attr::XOR_PEER_ADDRESS).and_then(|v| message.xor_address(v)), Some(peer.0));
                 }
             }
+        }
+    }
+
+    #[test]
+    fn pictures_are_left_out_whole() {
+        use Thinned::{LeaveOut, LeaveOutAndAsk, Pass};
+        // (lag, picture, base, key, outcome)
+        let rows: &[(&str, Lag, u32, bool, bool, Thinned)] = &[
+            ("a key frame", Lag::None, 1, true, true, Pass),
+            ("its second packet, whatever the lag", Lag::FarBehind, 1, true, false, Pass),
+            ("an enhancement that fits", Lag::None, 2, false, false, Pass),
+            ("one that does not", Lag::Behind, 3, false, false, LeaveOut),
+            ("nor its second packet", Lag::None, 3, false, false, LeaveOut),
+            ("the base still does", Lag::Behind, 4, true, false, Pass),
+            ("a late packet of what passed", Lag::None, 2, false, false, Pass),
+            ("a base picture that is too much", Lag::FarBehind, 5, true, false, LeaveOut),
+            ("what depends on it", Lag::Behind, 6, false, false, LeaveOut),
+            ("the way is free, but the picture is lost", Lag::None, 7, true, false, LeaveOutAndAsk),
+            ("a key frame brings it back", Lag::None, 8, true, true, Pass),
+            ("and the rest follows", Lag::None, 9, false, false, Pass),
+        ];
+        let mut thinning = Thinning::default();
+        for (name, lag, picture, is_base, is_key, want) in rows {
+            assert_eq!(thinning.decide(*lag, *picture, *is_base, *is_key), *want, "{name}");
         }
     }
 

@@ -60,6 +60,9 @@ counters! {
     KeyFrameStart "key_frame_causes" "stream_start",
     KeyFrameHearer "key_frame_causes" "picture_lost",
     KeyFrameRepair "key_frame_causes" "repair_failed",
+    KeyFrameThinned "key_frame_causes" "path_was_behind",
+    /// Packets of pictures that were left out because a connection was behind.
+    ThinnedPackets "thinned_packets" "",
     /// Media packets given to another worker that has hearers of them.
     RingMedia "ring_media_packets" "",
     /// Of those, what a full ring did not take.

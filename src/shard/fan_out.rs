@@ -15,6 +15,7 @@ use crate::base::id::{Carrier, RoomId, SessionId, TrackId, WorkerId};
 use crate::base::time::Now;
 use crate::room::layers::Verdict;
 use crate::room::{Routed, Word};
+use crate::session::path::{Lag, Thinned};
 use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
 
 /// Packets of a turn before it is cut short.
@@ -193,9 +194,25 @@ impl Shard {
 
     fn forward(&mut self, now: Now, hearer: SessionId, media: &Media, packet: &[u8], passage: Passage, padded_to: usize) {
         let Some(session) = self.sessions.get_mut(&hearer) else { return };
+        let mut asks = false;
         let Some(path) = session.path() else { return };
         let Some(route) = super::route_of(&self.turn, now, path) else { return self.counters.count(Counter::DropRelayNoRoute) };
-        let padded_to = if matches!(route.carrier, Carrier::Udp { .. }) { padded_to } else { 0 };
+        let (padded_to, passage) = match route.carrier {
+            Carrier::Udp { .. } => (padded_to, passage),
+            Carrier::Stream(stream) => {
+                let lag = self.streams.get(&stream).map_or(Lag::None, |s| s.queue.lag(now.mono));
+                match session.thin(media, lag) {
+                    Thinned::Pass => (0, passage),
+                    left_out => {
+                        self.counters.count(Counter::ThinnedPackets);
+                        if left_out == Thinned::LeaveOutAndAsk {
+                            asks = true;
+                        }
+                        (0, Passage::Skip)
+                    }
+                }
+            }
+        };
         let slot = self.egress.slot(route, media.payload.len() + FORWARD_OVERHEAD_MAX);
         match session.forward(now.mono, media, packet, passage, padded_to, slot) {
             Some(len) => {
@@ -203,6 +220,13 @@ impl Shard {
                 self.commit(now, route, len, true);
             }
             None => drop(self.egress.abandon()),
+        }
+        if asks && let Some(room_id) = self.places.get(&hearer).map(|p| p.room) {
+            let layer = self.rooms.get_mut(&room_id).and_then(|r| r.key_frame_wanted(now.mono, media.track, hearer));
+            if let Some(layer) = layer {
+                self.counters.count(Counter::KeyFrameThinned);
+                self.ask_key_frame(now, room_id, media.track, layer);
+            }
         }
     }
 

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod egress;
 mod fan_out;
 pub mod mail;
+mod rooms;
 mod store;
 pub mod table;
 pub mod timers;
@@ -21,17 +22,16 @@ use crate::crypto::SecretRng;
 use crate::engine::dtls::Identity;
 use crate::engine::relay_table::Allocation;
 use crate::engine::turn::{self, Turn, TurnConfig};
-use crate::engine::{ice, sctp};
-use crate::room::{Member, Room};
+use crate::engine::ice;
+use crate::room::Room;
 use crate::session::path::{self, FrameQueue, Route};
 use crate::session::{self, Media, Session, SessionDrop};
-use crate::wire::data_packet::{self, Delivery};
 use crate::wire::demux::{self, DatagramKind};
 use crate::wire::stun::{self, Message};
 use counters::{Counter, Counters};
 use egress::Egress;
 use fan_out::FanOut;
-use mail::{Command, Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
+use mail::{Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use store::Store;
@@ -581,45 +581,6 @@ impl Shard {
         }
     }
 
-    /// A room message: stamped with its true sender and passed to those it names.
-    fn data(&mut self, now: Now, from: SessionId, delivery: Delivery, bytes: &[u8]) {
-        let Some(room) = self.places.get(&from).and_then(|p| self.rooms.get(&p.room)) else { return };
-        let Some(member) = room.member(from) else { return };
-        if !member.can_publish_data {
-            return self.counters.count(Counter::DropDataForbidden);
-        }
-        if data_packet::destinations(bytes).is_err() {
-            return self.counters.count(Counter::DropDataMalformed);
-        }
-        let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
-        let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
-        for to in room.elsewhere.iter().copied() {
-            let parcel = Parcel::Data { room: room_id, delivery, bytes: stamped.clone() };
-            self.effects.push(Effect::Parcel { to, parcel });
-        }
-        self.pass_data(now, room_id, Some(from), delivery, &stamped);
-    }
-
-    /// A stamped message to those of its receivers that are here.
-    fn pass_data(&mut self, now: Now, room: RoomId, from: Option<SessionId>, delivery: Delivery, stamped: &[u8]) {
-        let (Some(room), Ok(destinations)) = (self.rooms.get(&room), data_packet::destinations(stamped)) else { return };
-        let receivers: Vec<SessionId> = room.data_receivers(from, &destinations).collect();
-        for receiver in receivers {
-            if let Some(session) = self.sessions.get_mut(&receiver) {
-                let mut effects = Vec::new();
-                let counter = match session.send_data(now.mono, delivery, stamped, &mut effects) {
-                    Ok(()) => Counter::DataMessages,
-                    Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
-                    // A participant without data channels has none to miss.
-                    Err(sctp::SctpDrop::NoChannel) => Counter::DropDataQueue,
-                };
-                self.counters.count(counter);
-                self.drain_session(now, receiver, effects);
-                self.arm_session(receiver);
-            }
-        }
-    }
-
     fn kind_of(&self, path: PathId) -> PathKind {
         match path {
             PathId::Udp { .. } => PathKind::Udp,
@@ -709,79 +670,6 @@ impl Shard {
     }
 
     // ---- mail -----------------------------------------------------------------------------------------------------
-
-    pub fn handle_command(&mut self, now: Now, command: Command) {
-        match command {
-            Command::Open { session, room, credentials, identity, sid, can_publish_data, can_subscribe } => {
-                let rtcp_ssrc = self.secrets.u64() as u32 | 1;
-                let (anchor, own) = (self.config.anchor, self.config.identity.clone());
-                self.sessions.insert(session, Session::new(now.mono, session, anchor, own, &credentials, rtcp_ssrc));
-                self.table.add_ufrag(&credentials.ufrag, session);
-                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag] });
-                let member = Member { session, identity, sid, can_publish_data, can_subscribe, is_live: false };
-                self.rooms.entry(room).or_default().join(member);
-                self.counters.count(Counter::SessionsOpened);
-                self.arm_session(session);
-            }
-            Command::Apply { session: id, plan } => {
-                if let (Some(session), Some(place)) = (self.sessions.get_mut(&id), self.places.get_mut(&id)) {
-                    if !place.ufrags.contains(&plan.credentials.ufrag) {
-                        // An ICE restart: the generation before the last is over.
-                        while place.ufrags.len() > 1 {
-                            let old = place.ufrags.remove(0);
-                            self.table.remove_ufrag(&old);
-                        }
-                        self.table.add_ufrag(&plan.credentials.ufrag, id);
-                        place.ufrags.push(plan.credentials.ufrag.clone());
-                    }
-                    session.apply(*plan);
-                    self.arm_session(id);
-                }
-            }
-            Command::Publish { room, session, track, is_video } => {
-                if let Some(room) = self.rooms.get_mut(&room) {
-                    room.publish(track, session, is_video);
-                }
-            }
-            Command::Unpublish { room, track } => {
-                self.store.forget(track);
-                if let Some(room) = self.rooms.get_mut(&room) {
-                    room.unpublish(track);
-                }
-            }
-            Command::Subscribe { room: room_id, session, track, publisher, is_video, home } => {
-                let own = self.config.worker;
-                if let Some(room) = self.rooms.get_mut(&room_id)
-                    && room.member(session).is_some_and(|m| m.can_subscribe)
-                {
-                    if home != own {
-                        room.publish_elsewhere(track, publisher, is_video, home);
-                    }
-                    room.subscribe(track, session);
-                    self.tell_homes(room_id);
-                }
-            }
-            Command::Unsubscribe { room: room_id, session, track } => {
-                if let Some(room) = self.rooms.get_mut(&room_id) {
-                    room.unsubscribe(track, session);
-                    self.tell_homes(room_id);
-                }
-            }
-            Command::Want { room: room_id, session, track, wanted } => {
-                if let Some(room) = self.rooms.get_mut(&room_id) {
-                    room.set_wanted(track, session, wanted);
-                    self.tell_homes(room_id);
-                }
-            }
-            Command::Spread { room, workers } => {
-                let own = self.config.worker;
-                if let Some(room) = self.rooms.get_mut(&room) {
-                    room.elsewhere = workers.into_iter().filter(|w| *w != own).collect();
-                }
-            }
-            Command::Close { session } => self.close(now, session),
-        }
-    }
 
     /// A parcel from another worker.
     pub fn handle_parcel(&mut self, now: Now, from: WorkerId, parcel: Parcel) {

