@@ -2,14 +2,23 @@
 #![no_main]
 use libfuzzer_sys::fuzz_target;
 use postern::wire::rtp::{Codec, Header};
-use postern::wire::{rtcp, vp8};
+use postern::wire::{dependency, h264, rtcp, vp8};
 
 fuzz_target!(|bytes: &[u8]| {
     for packet in rtcp::packets(bytes) {
-        if let Ok(rtcp::Packet::SenderReport(_, blocks) | rtcp::Packet::ReceiverReport(blocks)) = packet {
-            assert!(blocks.count() <= 31);
+        match packet {
+            Ok(rtcp::Packet::SenderReport(_, blocks) | rtcp::Packet::ReceiverReport(blocks)) => assert!(blocks.count() <= 31),
+            Ok(rtcp::Packet::Nack { lost, .. }) => assert!(lost.sequences().count() <= bytes.len() / 4 * 17),
+            Ok(rtcp::Packet::Extended { blocks, .. }) => assert!(blocks.count() <= bytes.len() / 4),
+            _ => {}
         }
     }
+    // A structure, then a frame that refers to it.
+    let (first, second) = bytes.split_at(bytes.len() / 2);
+    let mut known = None;
+    dependency::read(first, &mut known);
+    dependency::read(second, &mut known);
+    h264::has_parameter_sets(bytes);
     for codec in [Codec::Vp8, Codec::Vp9, Codec::H264, Codec::H265, Codec::Av1] {
         codec.frame_info(bytes);
     }
