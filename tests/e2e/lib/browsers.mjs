@@ -85,7 +85,7 @@ export async function startMortalChromium(lab, server, place) {
 export async function startFirefox(lab, place) {
   let port;
   const bridge = createServer((socket) => {
-    const carry = `const s=require("net").connect(${port},"127.0.0.1");process.stdin.pipe(s);s.pipe(process.stdout)`;
+    const carry = `const s=require("net").connect(${port},"127.0.0.1");s.on("error",()=>process.exit());process.stdin.pipe(s);s.pipe(process.stdout)`;
     const inside = spawn("ip", ["netns", "exec", lab.names[place], process.execPath, "-e", carry], { stdio: ["pipe", "pipe", "inherit"] });
     socket.pipe(inside.stdin);
     inside.stdout.pipe(socket);
