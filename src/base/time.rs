@@ -32,7 +32,7 @@ impl Instant {
     /// an arbitrary second, because zero has a meaning in reports.
     pub const fn as_ntp(self) -> u64 {
         let secs = self.0 / 1_000_000_000 + NTP_BASE_S;
-        secs << 32 | ((self.0 % 1_000_000_000) << 32) / 1_000_000_000
+        (secs << 32) | (((self.0 % 1_000_000_000) << 32) / 1_000_000_000)
     }
 
     /// Time since `earlier`; zero when `earlier` lies ahead.

@@ -134,16 +134,11 @@ impl Outgoing {
 }
 
 /// What reports tell of the way to the client and back.
+#[derive(Default)]
 pub(super) struct RoundTrip {
     smoothed: Option<Duration>,
     /// The client asked for ours: who, its stamp, and when.
     asked: Option<(u32, u32, Instant)>,
-}
-
-impl Default for RoundTrip {
-    fn default() -> Self {
-        Self { smoothed: None, asked: None }
-    }
 }
 
 impl RoundTrip {
