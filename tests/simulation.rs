@@ -13,6 +13,14 @@ fn all_connected(world: &mut World) -> bool {
     (0..world.len()).all(|at| world.peer(at).is_connected)
 }
 
+/// Nobody talks any more; what is under way arrives, and every packet is accounted for.
+fn settle(world: &mut World) {
+    world.is_talking = false;
+    world.run(Duration::from_millis(200));
+    check::conservation(world);
+    check::continuity(world);
+}
+
 #[test]
 fn two_sessions_over_a_lossy_net() {
     for seed in 0..8 {
@@ -29,10 +37,7 @@ fn two_sessions_over_a_lossy_net() {
             assert!(heard > 800, "seed {seed}: peer {at} heard {heard}; {:?}", check::drops(&world));
         }
         assert_eq!(world.peer(1).messages.len(), 1, "seed {seed}");
-        world.is_talking = false;
-        world.run(Duration::from_millis(200));
-        check::conservation(&world);
-        check::continuity(&mut world);
+        settle(&mut world);
     }
 }
 
@@ -58,10 +63,7 @@ fn every_way_in_on_every_worker_reaches_every_owner() {
                 assert_eq!(moved, u64::from(must_move), "{what}: it moves once or not at all");
                 let in_process: u64 = world.shards.iter().map(|s| s.counters.get(Counter::RelayedIn)).sum();
                 assert_eq!(in_process > 0, way.is_relay(), "{what}");
-                world.is_talking = false;
-                world.run(Duration::from_millis(200));
-                check::conservation(&world);
-                check::continuity(&mut world);
+                settle(&mut world);
             }
         }
     }
@@ -80,10 +82,7 @@ fn the_server_is_the_dtls_client_of_those_who_wait() {
             let heard = world.peer(at).heard.len();
             assert!(heard > 300, "seed {seed}: peer {at} heard {heard}; {:?}", check::drops(&world));
         }
-        world.is_talking = false;
-        world.run(Duration::from_millis(200));
-        check::conservation(&world);
-        check::continuity(&mut world);
+        settle(&mut world);
     }
 }
 

@@ -259,6 +259,7 @@ fn place(sequence: u64) -> (usize, u64) {
 pub struct SenderClock {
     /// Ours minus theirs, NTP units, newest last.
     offsets: VecDeque<i64>,
+    least: Option<i64>,
 }
 
 /// Reports that the least delay is taken from: some ten seconds of three streams.
@@ -270,11 +271,12 @@ impl SenderClock {
             self.offsets.pop_front();
         }
         self.offsets.push_back(ours.wrapping_sub(theirs) as i64);
+        self.least = self.offsets.iter().min().copied();
     }
 
     /// A stamp of theirs on our clock.
     pub fn to_ours(&self, theirs: u64) -> Option<u64> {
-        Some(theirs.wrapping_add(*self.offsets.iter().min()? as u64))
+        Some(theirs.wrapping_add(self.least? as u64))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::base::id::{Carrier, ClientAddr, SocketId, StreamId, WorkerId};
 use crate::base::time::{Duration, Instant};
 use crate::shard::Shard;
 use crate::shard::counters::Counter;
+use crate::shard::egress::Run;
 use crate::shard::mail::{Effect, Report};
 use clock::Clock;
 use inbox::{Freight, MovedStream, Outbox, RING};
@@ -506,9 +507,10 @@ impl Worker {
         let datagrams = self.shard.egress.datagrams();
         if !datagrams.is_empty() {
             let mut messages: Vec<Transmit<'_>> = Vec::with_capacity(datagrams.len());
+            let runs: Vec<Run<'_>> = self.shard.egress.runs().collect();
             for (at, socket) in self.udp.iter_mut().enumerate() {
                 messages.clear();
-                messages.extend(self.shard.egress.runs().filter(|r| usize::from(r.socket.0) == at).map(|run| Transmit {
+                messages.extend(runs.iter().filter(|r| usize::from(r.socket.0) == at).map(|run| Transmit {
                     remote: run.remote.0,
                     local: run.local,
                     bytes: run.bytes,

@@ -453,7 +453,7 @@ impl Session {
         };
         outgoing.stream.sent(payload.len());
         self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
-        let place = Place { payload_type: format.payload_type, ssrc: outgoing.plan.ssrc.0, index: mapped.index, original: None, padding };
+        let place = Place { payload_type: format.payload_type, ssrc: outgoing.stream.ssrc(), index: mapped.index, original: None, padding };
         write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
     }
 
@@ -474,17 +474,11 @@ impl Session {
             Verdict::Fill(mapped) => (mapped, &[][..], 1),
             Verdict::Leave => return None,
         };
-        let plain = Place { payload_type: format.payload_type, ssrc: outgoing.plan.ssrc.0, index: mapped.index, original: None, padding };
-        let place = match format.rtx {
-            Some(payload_type) => Place {
-                payload_type,
-                ssrc: outgoing.stream.rtx_ssrc(),
-                index: outgoing.stream.next_rtx(),
-                original: Some(mapped.index as u16),
-                padding,
-            },
-            None => plain,
+        let (payload_type, ssrc, index, original) = match format.rtx {
+            Some(rtx) => (rtx, outgoing.stream.rtx_ssrc(), outgoing.stream.next_rtx(), Some(mapped.index as u16)),
+            None => (format.payload_type, outgoing.stream.ssrc(), mapped.index, None),
         };
+        let place = Place { payload_type, ssrc, index, original, padding };
         write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
     }
 

@@ -22,6 +22,8 @@ use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
 const TURN_MAX: usize = 256;
 /// Bytes of padding that may make a packet as long as its neighbours (RFC 3550 §5.1).
 const PADDING_MAX: usize = 3;
+/// Packets that are looked at for that: a run that is longer carries its length on.
+const LOOK_AHEAD: usize = 8;
 /// Packets that a hearer is given from the store when its stream starts with a late one.
 const CATCH_UP_MAX: u64 = 256;
 
@@ -163,7 +165,7 @@ impl Shard {
         let mut run = 0;
         for (i, delivery) in deliveries.iter().enumerate() {
             let Packet { media, buf, .. } = &packets[delivery.at];
-            run = padded(run, len(delivery), deliveries[i + 1..].iter().map(len));
+            run = padded(run, len(delivery), deliveries[i + 1..].iter().take(LOOK_AHEAD).map(len));
             self.forward(now, delivery.hearer, media, buf, delivery.passage, run);
             if let Passage::Start { spatial_max, temporal_max } = delivery.passage {
                 let earlier = packets[..delivery.at].iter().filter(|p| p.media.track == media.track && p.media.layer == media.layer);

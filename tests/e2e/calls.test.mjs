@@ -281,7 +281,7 @@ test("k: mute, speakers, lost signalling, full reconnect, the same name twice", 
   await leaveAll(ada, again);
 });
 
-test("l: five per cent of loss and 100 ms away, by udp and by tls: repaired, not frozen", { timeout: 400_000 }, async () => {
+test("l: five per cent of loss and 100 ms away, by udp and through the relay by tcp: repaired, not frozen", { timeout: 400_000 }, async () => {
   lab.firewall("open");
   await lab.far(50, 50);
   const far = await startChromium(lab, server, "far");
