@@ -31,6 +31,37 @@ fn http_is_served_however_tls_was_opened() {
 }
 
 #[test]
+fn more_than_a_tls_record_at_once_is_read() {
+    let server = Server::start(1);
+    const REQUESTS: usize = 1_000;
+    for alpn in [&[b"http/1.1".as_slice()][..], &[]] {
+        let mut stream = server.tls(alpn);
+        let mut requests = "GET /nowhere HTTP/1.1\r\nHost: localhost\r\n\r\n".repeat(REQUESTS);
+        requests.push_str("GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        stream.conn.set_buffer_limit(None);
+        // A full record and small ones behind it, in one write: the server reads across their ends.
+        let mut rest = requests.as_bytes();
+        for length in [16_384, 100, 100, 100].into_iter().cycle() {
+            let (record, after) = rest.split_at(length.min(rest.len()));
+            stream.conn.writer().write_all(record).expect("to memory");
+            rest = after;
+            if rest.is_empty() {
+                break;
+            }
+        }
+        let mut ciphertext = Vec::new();
+        while stream.conn.wants_write() {
+            stream.conn.write_tls(&mut ciphertext).expect("to memory");
+        }
+        stream.sock.write_all(&ciphertext).expect("written");
+        let mut text = String::new();
+        let _ = stream.read_to_string(&mut text);
+        assert_eq!(text.matches("HTTP/1.1 404").count(), REQUESTS, "{alpn:?}");
+        assert_eq!(text.matches("HTTP/1.1 200").count(), 1, "{alpn:?}");
+    }
+}
+
+#[test]
 fn slow_and_silent_openers_are_closed_and_bounded() {
     let server = Server::start(1);
     let start = Instant::now();

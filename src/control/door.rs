@@ -74,6 +74,7 @@ struct HttpStream {
     /// Read before the hand-over; plaintext when inside TLS.
     received: Vec<u8>,
     taken: usize,
+    peer_has_closed: bool,
     outbound: Vec<u8>,
     written: usize,
     /// Runs until the first byte of HTTP was read.
@@ -82,7 +83,7 @@ struct HttpStream {
 
 impl HttpStream {
     fn bare(tcp: TcpStream) -> Self {
-        Self { tcp, tls: None, received: Vec::new(), taken: 0, outbound: Vec::new(), written: 0, first_byte: None }
+        Self { tcp, tls: None, received: Vec::new(), taken: 0, peer_has_closed: false, outbound: Vec::new(), written: 0, first_byte: None }
     }
 
     fn new(visitor: Visitor, config: Arc<ServerConfig>) -> io::Result<Self> {
@@ -90,14 +91,9 @@ impl HttpStream {
         let first_byte = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
         let mut stream = Self { tls: visitor.tls, received: visitor.received, first_byte, ..Self::bare(tcp) };
         if visitor.wants_tls {
-            let mut tls = Box::new(ServerConnection::new(config).map_err(io::Error::other)?);
-            let received = std::mem::take(&mut stream.received);
-            let mut rest = &received[..];
-            while !rest.is_empty() {
-                tls.read_tls(&mut rest)?;
-                tls.process_new_packets().map_err(io::Error::other)?;
-            }
-            stream.tls = Some(tls);
+            let hello = std::mem::take(&mut stream.received);
+            stream.tls = Some(Box::new(ServerConnection::new(config).map_err(io::Error::other)?));
+            stream.decrypt(&hello)?;
         }
         Ok(stream)
     }
@@ -154,32 +150,39 @@ impl HttpStream {
         loop {
             // A full socket must not keep us from reading.
             let _ = this.poll_outbound(cx)?;
-            let Some(tls) = &mut this.tls else { return Poll::Ready(Ok(())) };
-            match tls.reader().read(buf.initialize_unfilled()) {
-                Ok(n) => {
-                    buf.advance(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-                // The peer went without close_notify: for HTTP that is an end like any other.
-                Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => return Poll::Ready(Ok(())),
-                Err(e) => return Poll::Ready(Err(e)),
+            if this.taken < this.received.len() {
+                return this.poll_plaintext(cx, buf);
+            }
+            if this.peer_has_closed {
+                return Poll::Ready(Ok(()));
             }
             let mut bytes = [0; 8 * 1024];
             let mut raw = ReadBuf::new(&mut bytes);
             ready!(Pin::new(&mut this.tcp).poll_read(cx, &mut raw))?;
-            let mut rest = raw.filled();
-            if rest.is_empty() {
-                return Poll::Ready(Ok(()));
-            }
-            while !rest.is_empty() {
-                tls.read_tls(&mut rest)?;
-                if let Err(error) = tls.process_new_packets() {
-                    let _ = this.poll_outbound(cx);
-                    return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, error)));
-                }
+            // Gone without close_notify: for HTTP that is an end like any other.
+            this.peer_has_closed = raw.filled().is_empty();
+            if let Err(error) = this.decrypt(raw.filled()) {
+                let _ = this.poll_outbound(cx);
+                return Poll::Ready(Err(error));
             }
         }
+    }
+
+    /// Takes ciphertext; the plaintext in it joins `received`. TLS holds one record of plaintext at most and refuses more
+    /// until it is read, so it is read after every step.
+    fn decrypt(&mut self, mut ciphertext: &[u8]) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else { return Ok(()) };
+        self.received.drain(..self.taken);
+        self.taken = 0;
+        while !ciphertext.is_empty() {
+            tls.read_tls(&mut ciphertext)?;
+            let state = tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+            self.peer_has_closed |= state.peer_has_closed();
+            let start = self.received.len();
+            self.received.resize(start + state.plaintext_bytes_to_read(), 0);
+            tls.reader().read_exact(&mut self.received[start..])?;
+        }
+        Ok(())
     }
 }
 

@@ -256,23 +256,30 @@ async fn converse(
     drop(signal);
     let mut said_goodbye = false;
     let mut silent_at = tokio::time::Instant::now() + SILENCE;
-    loop {
+    let why = loop {
         tokio::select! {
             down = queue.recv() => {
-                let Some(message) = down else { break };
+                let Some(message) = down else { break "the room let go" };
                 let is_leave = matches!(message, Down::Leave(_));
                 if !write(&mut socket, frame(message, is_text)).await {
-                    break;
+                    break "it does not take what is written";
                 }
                 if is_leave {
                     said_goodbye = true;
                     write(&mut socket, Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await;
-                    break;
+                    break "it was told to leave";
                 }
             }
-            () = tokio::time::sleep_until(silent_at) => break,
+            () = tokio::time::sleep_until(silent_at) => break "it is silent",
             up = socket.recv() => {
-                let Some(Ok(message)) = up else { break };
+                let message = match up {
+                    Some(Ok(message)) => message,
+                    Some(Err(error)) => {
+                        tracing::debug!(session = session.0, %error, "signalling fails");
+                        break "it failed";
+                    }
+                    None => break "it ended",
+                };
                 silent_at = tokio::time::Instant::now() + SILENCE;
                 let request = match &message {
                     Message::Binary(bytes) => proto::SignalRequest::decode(&**bytes).ok(),
@@ -280,13 +287,13 @@ async fn converse(
                         is_text = true;
                         serde_json::from_str(text).ok()
                     }
-                    Message::Close(_) => break,
+                    Message::Close(_) => break "it was closed by the client",
                     Message::Ping(_) | Message::Pong(_) => continue,
                 };
                 let Some(request) = request else {
                     tracing::info!(session = session.0, "a signalling message does not decode; the connection is closed");
                     write(&mut socket, Message::Close(Some(CloseFrame { code: 1003, reason: "not a SignalRequest".into() }))).await;
-                    break;
+                    break "it does not decode";
                 };
                 let Some(message) = request.message else { continue };
                 // Pongs come straight from here, so that they measure the connection and not the room.
@@ -301,11 +308,12 @@ async fn converse(
                 if is_leave {
                     said_goodbye = true;
                     write(&mut socket, Message::Close(Some(CloseFrame { code: 1000, reason: "".into() }))).await;
-                    break;
+                    break "the participant left";
                 }
             }
         }
-    }
+    };
+    tracing::debug!(session = session.0, why, "signalling ended");
     if !said_goodbye && let Some(signal) = weak.upgrade() {
         front.rooms().signal_lost(session, &signal);
     }

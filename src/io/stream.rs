@@ -233,8 +233,7 @@ impl Stream {
                 }
             }
             (None, Phase::Hello(acceptor)) => {
-                let mut rest = bytes;
-                acceptor.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                read_hello(acceptor, bytes)?;
                 self.inbound.extend_from_slice(bytes);
             }
             (None, Phase::Telling | Phase::Framed(_)) => self.inbound.extend_from_slice(bytes),
@@ -271,8 +270,7 @@ impl Stream {
                 Sniff::Unknown => Err(Why::UnknownOpening),
                 Sniff::Is(StreamKind::Tls) if self.tls.is_none() => {
                     let mut acceptor = Box::new(Acceptor::default());
-                    let mut rest = &self.inbound[..];
-                    acceptor.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                    read_hello(&mut acceptor, &self.inbound)?;
                     self.phase = Phase::Hello(acceptor);
                     self.tell(config)
                 }
@@ -364,6 +362,14 @@ impl Stream {
         let wants_tls = matches!(self.phase, Phase::Hello(_));
         Ok(Visitor { tcp: tcp.into_std()?, remote: self.remote, received: self.inbound, tls: self.tls, wants_tls })
     }
+}
+
+/// Hands all of `bytes` to the acceptor, which reads a part at a time.
+fn read_hello(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<(), Why> {
+    while !bytes.is_empty() {
+        acceptor.read_tls(&mut bytes).map_err(|_| Why::Tls)?;
+    }
+    Ok(())
 }
 
 fn waker(id: StreamId, list: &Arc<ReadyList>) -> Waker {

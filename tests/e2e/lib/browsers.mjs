@@ -125,9 +125,11 @@ export async function startFirefox(lab, place) {
 
 /** One participant: a page that has joined. */
 export class Participant {
-  constructor(page, name) {
+  constructor(page, name, server) {
     this.page = page;
     this.name = name;
+    this.server = server;
+    this.loggedBefore = server.log.length;
     this.said = [];
     const started = performance.now();
     const say = (what) => this.said.push(`${((performance.now() - started) / 1000).toFixed(2)} s ${what}`);
@@ -147,8 +149,7 @@ export class Participant {
 
   static async join(browser, server, room, name, options = {}) {
     const page = browser.newContext ? await (await browser.newContext()).newPage() : await browser.newPage();
-    const one = new Participant(page, name);
-    const logged = server.log.length;
+    const one = new Participant(page, name, server);
     try {
       await page.goto(server.page(room, name, options));
       await until(`${name} is connected`, 30_000, async () => {
@@ -160,10 +161,14 @@ export class Participant {
         return state === "connected";
       });
     } catch (error) {
-      // What both sides said is all that is left of a race.
-      throw new Error(`${error.message}\n== the page of ${name}\n${one.said.join("\n")}\n== the server\n${server.log.slice(logged)}`);
+      throw one.withWhatWasSaid(error);
     }
     return one;
+  }
+
+  /** What both sides said is all that is left of a race. */
+  withWhatWasSaid(error, more = "") {
+    return new Error(`${error.message}\n${more}\n== the page of ${this.name}\n${this.said.join("\n")}\n== the server\n${this.server.log.slice(this.loggedBefore)}`);
   }
 
   ask(fn, argument) {
@@ -248,10 +253,17 @@ export class Participant {
 
   /** Waits until frames of `videos` others are decoded and audio arrives. */
   async seesAndHears(videos = 1, withinMs = 30_000) {
-    await until(`${this.name} sees ${videos} and hears them`, withinMs, async () => {
-      const got = await this.received();
-      return got.videos >= videos && got.frames > 10 && got.audio > 10;
-    });
+    try {
+      await until(`${this.name} sees ${videos} and hears them`, withinMs, async () => {
+        const got = await this.received();
+        return got.videos >= videos && got.frames > 10 && got.audio > 10;
+      });
+    } catch (error) {
+      const rows = await this.ask(async () => (await window.postern.stats()).filter((row) => /^(inbound|outbound)-rtp$/.test(row.type)));
+      const here = await this.ask(() => [...window.postern.room.remoteParticipants.values()].map((p) => [p.identity, ...[...p.trackPublications.values()].map((t) => `${t.trackSid} ${t.kind} ${t.isSubscribed} ${t.track?.mediaStreamTrack.id}`)]));
+      const metrics = [...this.server.metrics()].map(([name, value]) => `${name} ${value}`).join("\n");
+      throw this.withWhatWasSaid(error, `${JSON.stringify({ here, rows }, undefined, 1)}\n${metrics}`);
+    }
   }
 
   async leave() {
