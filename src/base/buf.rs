@@ -49,6 +49,17 @@ impl PacketBuf {
         true
     }
 
+    /// Makes room for `n` bytes before the byte at `at`; `None` when the buffer is too short.
+    pub fn insert(&mut self, at: usize, n: usize) -> Option<&mut [u8]> {
+        let (from, end) = (usize::from(self.start) + at, usize::from(self.end));
+        if from > end || end + n > CAPACITY {
+            return None;
+        }
+        self.bytes.copy_within(from..end, from + n);
+        self.end += n as u16;
+        Some(&mut self.bytes[from..from + n])
+    }
+
     /// Cuts `n` bytes off the front.
     pub fn advance(&mut self, n: usize) {
         self.start = (usize::from(self.start) + n).min(usize::from(self.end)) as u16;
@@ -112,6 +123,9 @@ mod tests {
         assert!(buf.fill(b"abcdef"));
         buf.advance(2);
         assert_eq!(&*buf, b"cdef");
+        buf.insert(1, 2).expect("there is room").copy_from_slice(b"--");
+        assert_eq!(&*buf, b"c--def");
+        assert!(buf.insert(7, 1).is_none() && buf.insert(0, CAPACITY).is_none());
         buf.advance(99);
         assert!(buf.is_empty());
         assert!(!buf.fill(&[0; PAYLOAD_MAX + 1]));

@@ -48,6 +48,8 @@ fn help(family: &str) -> (&'static str, &'static str) {
         "ring_media_drops" => ("what", "media packets that a full ring between two workers did not take"),
         "nacks_sent" => ("", "packets asked for again from publishers"),
         "retransmissions" => ("outcome", "packets that receivers asked for again, by what became of it"),
+        "transport_feedback_packets" => ("outcome", "packets sent under transport-wide numbers, by what their receivers told"),
+        "redundancy_recovered_packets" => ("", "lost packets of sound that came again as redundancy of later ones"),
         "packet_store_full" => ("", "packets that limits.packet_store_bytes kept from being kept long enough"),
         "turn_allocations" => ("event", "TURN allocations by what happened to them"),
         "streams_moved" => ("", "connections handed to their owner's worker"),

@@ -101,6 +101,8 @@ pub(super) struct Subscription {
     pub(super) home: WorkerId,
     pub(super) kind: Kind,
     pub(super) codec: Option<Codec>,
+    /// Its publisher allows redundancy.
+    pub(super) redundancy: bool,
     pub(super) ssrc: Ssrc,
     pub(super) rtx: Ssrc,
     pub(super) mid: Option<String>,

@@ -4,7 +4,7 @@
 use super::rooms::{Participant, Subscription, Track};
 use crate::base::id::{RoomId, SessionId, TrackId};
 use crate::room::layers::{TEMPORAL_ALL, Wanted};
-use crate::session::negotiate::Use;
+use crate::session::negotiate::{Use, Voice};
 use crate::shard::mail::Command;
 use crate::wire::rtp::{Codec, Extension};
 use crate::wire::sdp::{Direction, Kind, Offer, Section};
@@ -103,13 +103,23 @@ pub(super) fn codec_of(info: &proto::TrackInfo) -> Option<Codec> {
     Codec::from_name(info.mime_type.rsplit('/').next().unwrap_or_default())
 }
 
+/// How the publisher wants its sound to be sent. What is encrypted end to end stays in one piece: no redundancy.
+pub(super) fn voice_of(info: &proto::TrackInfo) -> Voice {
+    let has = |feature| info.audio_features.contains(&(feature as i32));
+    Voice {
+        redundancy: !info.disable_red && info.encryption == proto::encryption::Type::None as i32,
+        dtx: !has(proto::AudioTrackFeature::TfNoDtx),
+        stereo: has(proto::AudioTrackFeature::TfStereo),
+    }
+}
+
 pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
     let of = |section: &Section| {
         if section.kind == Kind::Application {
             return Use::Data;
         }
         if let Some(track) = p.tracks.iter().find(|t| t.mid.as_ref() == Some(&section.mid)) {
-            return Use::Receive { track: track.id, prefer: codec_of(&track.info) };
+            return Use::Receive { track: track.id, prefer: codec_of(&track.info), voice: voice_of(&track.info) };
         }
         match p.subscriptions.iter().find(|s| s.mid.as_ref() == Some(&section.mid)) {
             Some(s) => Use::Send {
@@ -117,6 +127,7 @@ pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
                 ssrc: s.ssrc,
                 rtx: s.rtx,
                 codec: s.codec,
+                redundancy: s.redundancy,
                 stream: format!("{}|{}", s.publisher_sid, s.sid),
                 label: s.sid.clone(),
             },
@@ -215,6 +226,15 @@ pub(super) fn track_info(request: &proto::AddTrackRequest, random: String) -> pr
         let codec = proto::SimulcastCodecInfo { mime_type, cid: request.cid.clone(), layers: request.layers.clone(), ..Default::default() };
         codecs.push(codec);
     }
+    let mut audio_features = request.audio_features.clone();
+    // Clients of some age say it in fields of their own.
+    for (feature, is_asked) in
+        [(proto::AudioTrackFeature::TfStereo, request.stereo), (proto::AudioTrackFeature::TfNoDtx, request.disable_dtx)]
+    {
+        if is_asked && !audio_features.contains(&(feature as i32)) {
+            audio_features.push(feature as i32);
+        }
+    }
     proto::TrackInfo {
         sid: format!("TR_{}{source}{random}", if is_video { 'V' } else { 'A' }),
         r#type: request.r#type,
@@ -227,17 +247,19 @@ pub(super) fn track_info(request: &proto::AddTrackRequest, random: String) -> pr
         layers: request.layers.clone(),
         mime_type: codecs.first().map(|c| c.mime_type.clone()).unwrap_or_default(),
         codecs,
-        disable_red: true,
+        disable_red: request.disable_red,
         encryption: request.encryption,
         stream: request.stream.clone(),
-        audio_features: request.audio_features.clone(),
+        stereo: audio_features.contains(&(proto::AudioTrackFeature::TfStereo as i32)),
+        disable_dtx: audio_features.contains(&(proto::AudioTrackFeature::TfNoDtx as i32)),
+        audio_features,
         backup_codec_policy: request.backup_codec_policy,
         ..Default::default()
     }
 }
 
 pub(super) fn publish_codecs() -> Vec<proto::Codec> {
-    ["audio/opus", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265"]
+    ["audio/opus", "audio/red", "video/VP8", "video/H264", "video/VP9", "video/AV1", "video/H265"]
         .into_iter()
         .map(|mime| proto::Codec { mime: mime.into(), ..Default::default() })
         .collect()

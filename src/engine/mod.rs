@@ -8,6 +8,7 @@ pub mod renumber;
 pub mod rtp_in;
 pub mod rtp_out;
 pub mod sctp;
+pub mod sent;
 pub mod srtp;
 pub mod turn;
 pub mod turn_auth;

@@ -133,6 +133,12 @@ impl RtpIn {
         Arrival::New(extended)
     }
 
+    /// Whether this number lies behind others and has not come.
+    pub fn lacks(&self, sequence: u16) -> bool {
+        let extended = unwrap_sequence(self.highest, sequence);
+        (self.first + 1..self.highest).contains(&extended) && extended + SEEN > self.highest && !self.is_seen(extended)
+    }
+
     fn is_seen(&self, sequence: u64) -> bool {
         let (word, bit) = place(sequence);
         self.seen[word] & bit != 0

@@ -3,6 +3,7 @@
 //! * Sequence: [`Renumber`] closes up over what is taken out, keeps the gaps of what is lost, and finds its way back for
 //!   a retransmission. A switch begins an epoch; what a switch cut off stays visibly incomplete.
 //! * Timestamp: on a switch by the sender's clock when both layers have a report, by arrival before that.
+//! * The frame number of a dependency descriptor continues over a switch; those that were left out stay left out.
 //! * VP8 picture id and TL0PICIDX continue over a switch and over dropped temporal layers (RFC 7741 §4.2): a gap would
 //!   make the receiver wait.
 //! * Sender reports are ours: all publishers on one clock, so that a publisher's tracks stay in sync.
@@ -35,6 +36,8 @@ pub struct Input {
     pub picture: Option<(u64, u8)>,
     /// Spatial layer whose frame ends with this packet, in a stream that carries several.
     pub ends_spatial: Option<u8>,
+    /// Of a dependency descriptor (AV1 RTP specification, annex A.8.1).
+    pub frame_number: Option<u16>,
 }
 
 /// The numbers that the packet goes out with.
@@ -47,6 +50,7 @@ pub struct Mapped {
     pub marker: bool,
     pub picture_id: u16,
     pub tl0_pic_idx: u8,
+    pub frame_number: u16,
 }
 
 /// What becomes of a packet.
@@ -75,13 +79,15 @@ struct Epoch {
     serial: u16,
     timestamp_offset: u32,
     tl0_offset: u8,
+    frame_offset: u16,
 }
 
 impl Mapped {
     fn new(index: u64, input: &Input, epoch: &Epoch) -> Self {
         let timestamp = input.timestamp.wrapping_add(epoch.timestamp_offset);
         let marker = input.marker || input.ends_spatial.is_some_and(|s| s == epoch.spatial_max);
-        Self { index, timestamp, marker, picture_id: 0, tl0_pic_idx: 0 }
+        let frame_number = input.frame_number.unwrap_or(0).wrapping_add(epoch.frame_offset);
+        Self { index, timestamp, marker, picture_id: 0, tl0_pic_idx: 0, frame_number }
     }
 }
 
@@ -93,6 +99,7 @@ struct Last {
     ntp: Option<u64>,
     marker: bool,
     tl0_pic_idx: u8,
+    frame_number: u16,
 }
 
 pub struct RtpOut {
@@ -154,7 +161,7 @@ impl RtpOut {
     pub fn switch(&mut self, input: &Input, spatial_max: u8) {
         self.serial = self.serial.wrapping_add(1);
         let (ssrc, layer, serial) = (input.ssrc, input.layer, self.serial);
-        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, tl0_offset: 0 };
+        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, tl0_offset: 0, frame_offset: 0 };
         if let Some(last) = &self.last {
             if !last.marker {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
@@ -164,6 +171,7 @@ impl RtpOut {
             epoch.timestamp_offset = timestamp.wrapping_sub(input.timestamp);
             let tl0 = input.picture.map_or(0, |(_, tl0)| tl0);
             epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(tl0);
+            epoch.frame_offset = last.frame_number.wrapping_add(1).wrapping_sub(input.frame_number.unwrap_or(0));
         }
         self.numbers.switch(input.sequence, epoch);
         if let Some((picture, _)) = input.picture {
@@ -267,6 +275,7 @@ impl RtpOut {
                 ntp: input.ntp,
                 marker: mapped.marker,
                 tl0_pic_idx: mapped.tl0_pic_idx,
+                frame_number: mapped.frame_number,
             });
         }
         Verdict::Send(mapped)
@@ -345,6 +354,7 @@ mod tests {
             ntp: None,
             picture: None,
             ends_spatial: None,
+            frame_number: None,
         }
     }
 
@@ -457,6 +467,21 @@ mod tests {
         assert_eq!(ids(out.map(&packet(6, 901, 9_000, 90))), Some((4, 254)));
         assert_eq!(ids(out.map(&packet(6, 902, 9_001, 91))), Some((5, 255)));
         assert_eq!(ids(out.map(&packet(6, 900, 12, 7))), Some((3, 253)), "again as it was");
+    }
+
+    #[test]
+    fn frame_numbers_continue_over_switches_and_keep_their_gaps() {
+        let mut out = out();
+        let packet = |ssrc, sequence, frame| Input { ssrc, frame_number: Some(frame), ..input(0, sequence, 0) };
+        let number = |verdict| sent(verdict).map(|m| m.frame_number);
+        out.switch(&packet(5, 1, 65_534), 2);
+        assert_eq!(number(out.map(&packet(5, 1, 65_534))), Some(65_534));
+        assert_eq!(out.skip(&packet(5, 2, 65_535), true), Verdict::Leave);
+        assert_eq!(number(out.map(&packet(5, 3, 0))), Some(0), "the others count from it");
+        out.switch(&packet(6, 70, 9_000), 2);
+        assert_eq!(number(out.map(&packet(6, 70, 9_000))), Some(1));
+        assert_eq!(number(out.map(&packet(6, 72, 9_002))), Some(3));
+        assert_eq!(number(out.map(&packet(6, 71, 9_001))), Some(2), "late");
     }
 
     #[test]

@@ -312,6 +312,13 @@ impl Room {
         }
     }
 
+    /// The publisher says that a layer is over: whoever hears it need not wait until that shows.
+    pub fn layer_ended(&mut self, track: TrackId, layer: u8) {
+        if let Some(state) = self.publications.get_mut(&track).and_then(|p| p.layers.get_mut(usize::from(layer))) {
+            state.last_packet = None;
+        }
+    }
+
     /// What the publisher could not repair is missed by everybody who watches the layer: whether a key frame should be
     /// asked for now.
     pub fn picture_lost(&mut self, now: Instant, track: TrackId, layer: u8) -> bool {

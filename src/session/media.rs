@@ -8,15 +8,18 @@
 use super::negotiate::{self, Receive};
 use super::path::{Lag, Thinned, Thinning};
 use super::{Effect, Session, SessionDrop};
+use crate::base::buf::PacketBuf;
 use crate::base::id::{PathId, TrackId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::rtp_in::{Arrival, RtpIn};
 use crate::engine::rtp_out::{Input, Mapped, RtpOut, Verdict};
 use crate::engine::srtp::{SOURCES_MAX, Sender};
 use crate::wire::dependency::{self, Structure};
+use crate::wire::red::{self, Redundant};
 use crate::wire::rtcp::{self, XrBlock};
 use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
 use crate::wire::sdp::{Format, OfferedFormat};
+use crate::wire::twcc::Feedback;
 use crate::wire::{h264, vp8};
 use std::collections::HashMap;
 use std::ops::Range;
@@ -49,6 +52,10 @@ pub struct Media {
     /// As the publisher numbered it; of a retransmission, the original's.
     pub header: rtp::Header,
     pub payload: Range<usize>,
+    /// Of a redundant payload (RFC 2198): where its newest part begins.
+    pub newest: Option<usize>,
+    /// Hearers that take redundancy may be given it.
+    pub may_repeat: bool,
     /// Extended sequence number.
     pub sequence: u64,
     /// When it was captured, NTP format: on the sender's clock, which its layers share, and on ours, which all senders do.
@@ -57,6 +64,8 @@ pub struct Media {
     pub frame: FrameInfo,
     /// Descriptor and extended picture id of VP8.
     pub picture: Option<(vp8::Descriptor, u64)>,
+    /// Of a dependency descriptor.
+    pub frame_number: Option<u16>,
     /// Which id the sender gave each extension.
     pub extensions: ExtensionMap,
     /// RFC 6464: -dBov, 0 loudest, 127 silent.
@@ -64,6 +73,23 @@ pub struct Media {
 }
 
 impl Media {
+    /// What it carries without redundancy.
+    pub fn newest(&self) -> Range<usize> {
+        self.newest.unwrap_or(self.payload.start)..self.payload.end
+    }
+
+    /// Takes the payload of an earlier packet along. Without effect when it does not fit or lies too far back.
+    pub fn repeat(&mut self, packet: &mut PacketBuf, earlier: &Media, earlier_packet: &[u8]) {
+        let offset = self.header.timestamp.wrapping_sub(earlier.header.timestamp);
+        let part = &earlier_packet[earlier.newest()];
+        let Some(growth) = red::growth(offset, part).filter(|_| !self.payload.is_empty()) else { return };
+        if let Some(room) = packet.insert(self.payload.start, growth) {
+            red::write_before(room, self.header.payload_type, offset, part);
+            self.payload.end += growth;
+            self.newest = Some(self.payload.start + growth);
+        }
+    }
+
     fn input(&self, now: Instant) -> Input {
         Input {
             now,
@@ -76,6 +102,7 @@ impl Media {
             ntp: self.ntp,
             picture: self.picture.map(|(descriptor, id)| (id, descriptor.tl0_pic_idx.unwrap_or(0))),
             ends_spatial: self.frame.spatial_id.filter(|_| self.frame.ends_frame),
+            frame_number: self.frame_number,
         }
     }
 }
@@ -200,21 +227,29 @@ impl Session {
         }
         let source = self.sources.get_mut(&header.ssrc).ok_or(SessionDrop::UnknownSource)?;
         let (at, section) = (source.section, &self.receive[source.section]);
-        let format = offered(&section.formats, header.payload_type).ok_or(SessionDrop::UnknownSource)?.format;
+        let offered = offered(&section.formats, header.payload_type).ok_or(SessionDrop::UnknownSource)?;
+        let format = offered.format;
+        let redundant = if offered.payload_type == header.payload_type || payload.is_empty() {
+            None
+        } else {
+            Some(Redundant::read(&packet[payload.clone()]).ok_or(SessionDrop::MalformedRtp)?)
+        };
         let sequence = match source.stream.arrived(now, header.sequence, header.timestamp, repaired.is_some()) {
             Arrival::New(sequence) => sequence,
             Arrival::Duplicate => return Err(SessionDrop::Duplicate),
             Arrival::TooOld => return Err(SessionDrop::TooOld),
         };
         let by_payload = || format.codec.frame_info(&packet[payload.clone()]);
-        let frame = match section.extensions.id(Extension::DependencyDescriptor).filter(|_| format.codec == Codec::Av1) {
-            Some(id) => {
-                let descriptor = header.extensions(packet).find(|(i, _)| *i == id);
-                descriptor.and_then(|(_, bytes)| dependency::read(bytes, &mut source.structure)).unwrap_or_else(by_payload)
-            }
-            None => by_payload(),
-        };
+        let described = section.extensions.id(Extension::DependencyDescriptor);
+        let described = described.and_then(|id| header.extensions(packet).find(|(i, _)| *i == id)).map(|(_, bytes)| bytes);
+        let frame_number = described.and_then(dependency::frame_number);
+        let frame = described.filter(|_| format.codec == Codec::Av1).and_then(|bytes| dependency::read(bytes, &mut source.structure));
+        let frame = frame.unwrap_or_else(by_payload);
         let mut frame = FrameInfo { is_late: sequence < source.stream.highest(), ..frame };
+        if section.rids.len() > 1 {
+            // Each layer is a stream of its own, whose one spatial layer says nothing.
+            frame.spatial_id = None;
+        }
         if format.codec == Codec::H264 {
             // Its slices repeat what its parameter sets began: only they start a picture, where they are sent at all.
             let has_sets = h264::has_parameter_sets(&packet[payload.clone()]);
@@ -234,12 +269,63 @@ impl Session {
         let sent_ntp = source.stream.ntp_at(header.timestamp);
         let ntp = sent_ntp.and_then(|theirs| self.clock.to_ours(theirs));
         let (track, layer, extensions) = (section.track, source.layer, section.extensions);
-        let mut media =
-            Media { track, layer, format, header, payload, sequence, sent_ntp, ntp, frame, picture, extensions, audio_level: None };
+        let newest = redundant.as_ref().map(|r| payload.start + r.newest.start);
+        let may_repeat = section.redundancy;
+        let mut media = Media {
+            track,
+            layer,
+            format,
+            header,
+            payload,
+            newest,
+            may_repeat,
+            sequence,
+            sent_ntp,
+            ntp,
+            frame,
+            picture,
+            frame_number,
+            extensions,
+            audio_level: None,
+        };
+        if let Some(redundant) = redundant {
+            self.recover(now, &media, &redundant);
+        }
         if repaired.is_none() {
             media.audio_level = self.note_arrival(now, at, &media.header, packet);
         }
         Ok(Some(media))
+    }
+
+    /// Lost packets whose payloads came again with this one.
+    fn recover(&mut self, now: Instant, media: &Media, redundant: &Redundant) {
+        let Some(source) = self.sources.get_mut(&media.header.ssrc) else { return };
+        let count = redundant.earlier().len() as u64;
+        for (i, earlier) in redundant.earlier().iter().enumerate() {
+            let sequence = media.sequence - (count - i as u64);
+            let timestamp = media.header.timestamp.wrapping_sub(earlier.offset);
+            if earlier.payload.is_empty() || !source.stream.lacks(sequence as u16) {
+                continue;
+            }
+            if let Arrival::New(sequence) = source.stream.arrived(now, sequence as u16, timestamp, true) {
+                let mut recovered = media.clone();
+                recovered.header.sequence = sequence as u16;
+                recovered.header.timestamp = timestamp;
+                recovered.header.marker = false;
+                recovered.payload = media.payload.start + earlier.payload.start..media.payload.start + earlier.payload.end;
+                recovered.newest = None;
+                recovered.sequence = sequence;
+                recovered.sent_ntp = source.stream.ntp_at(timestamp);
+                recovered.ntp = recovered.sent_ntp.and_then(|theirs| self.clock.to_ours(theirs));
+                recovered.frame.is_late = true;
+                self.recovered.push(recovered);
+            }
+        }
+    }
+
+    /// Lost packets that the last one brought again: they point into the same bytes.
+    pub fn take_recovered(&mut self) -> Vec<Media> {
+        std::mem::take(&mut self.recovered)
     }
 
     /// What the hop's own extensions say; the audio level when there is one.
@@ -288,7 +374,7 @@ impl Session {
     }
 
     /// A new stream, in the place of the one that its layer had.
-    fn adopt_source(&mut self, section: usize, layer: u8, ssrc: u32, index: u64) {
+    pub(super) fn adopt_source(&mut self, section: usize, layer: u8, ssrc: u32, index: u64) {
         let clock_rate = self.receive[section].formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
         let old = self.sources.iter().find(|(_, s)| (s.section, s.layer) == (section, layer)).map(|(ssrc, _)| *ssrc);
         if let Some(old) = old {
@@ -374,7 +460,8 @@ impl Session {
                 }
                 rtcp::Packet::Nack { ssrc, lost } => {
                     let rtt = self.round_trip.get();
-                    let outgoing = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc);
+                    // Sound is not sent again: nobody negotiates it, and redundancy is faster.
+                    let outgoing = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc && o.plan.is_video());
                     // Nobody is made to look for more than may be sent.
                     let Some(outgoing) = outgoing.filter(|_| self.credit >= CREDIT_MIN) else {
                         out.push(Effect::ResendRefused);
@@ -389,8 +476,21 @@ impl Session {
                     }));
                     self.nacks_left -= out.len() - before;
                 }
+                rtcp::Packet::TransportCc(feedback) => {
+                    if let Some(feedback) = Feedback::read(feedback) {
+                        out.push(Effect::Told(self.sent.told(feedback)));
+                    }
+                }
+                rtcp::Packet::Bye(sources) => {
+                    for ssrc in sources {
+                        let Some(source) = self.sources.get_mut(&ssrc) else { continue };
+                        source.stream.set_watched(false);
+                        let track = self.receive[source.section].track;
+                        out.push(Effect::LayerEnded { track, layer: source.layer });
+                    }
+                }
                 // Acted on when the estimate of a receiver's bandwidth exists.
-                rtcp::Packet::Remb { .. } | rtcp::Packet::TransportCc(_) | rtcp::Packet::Bye | rtcp::Packet::Other { .. } => {}
+                rtcp::Packet::Remb { .. } | rtcp::Packet::Other { .. } => {}
             }
         }
         Ok(())
@@ -430,6 +530,8 @@ impl Session {
         let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
         let format = media.format.among(&outgoing.plan.formats)?;
         let input = media.input(now);
+        let red = format.red.as_ref().map(|(payload_type, _)| *payload_type).filter(|_| media.newest.is_some());
+        let carried = if red.is_some() { media.payload.clone() } else { media.newest() };
         match passage {
             Passage::Continue { spatial_max } if outgoing.stream.follows(&input) => {
                 if media.frame.spatial_id.is_some() {
@@ -441,20 +543,33 @@ impl Session {
         }
         let verdict = match passage {
             Passage::Skip => outgoing.stream.skip(&input, true),
-            _ if media.payload.is_empty() => outgoing.stream.skip(&input, false),
+            _ if carried.is_empty() => outgoing.stream.skip(&input, false),
             _ => outgoing.stream.map(&input),
         };
         // A retransmission without a source of its own must be the same packet again: it is never padded.
         let padding = if format.rtx.is_some() { padded_to.saturating_sub(media.payload.len()) } else { 0 };
         let (mapped, payload, padding) = match verdict {
-            Verdict::Send(mapped) => (mapped, &packet[media.payload.clone()], padding),
+            Verdict::Send(mapped) => (mapped, &packet[carried], padding),
             Verdict::Fill(mapped) => (mapped, &[][..], 1),
             Verdict::Leave => return None,
         };
         outgoing.stream.sent(payload.len());
         self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
-        let place = Place { payload_type: format.payload_type, ssrc: outgoing.stream.ssrc(), index: mapped.index, original: None, padding };
-        write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
+        let is_repeated_as_it_is = format.rtx.is_none() && format.format.codec.is_video();
+        let place = Place {
+            payload_type: red.unwrap_or(format.payload_type),
+            block_type: red.map(|_| format.payload_type),
+            ssrc: outgoing.stream.ssrc(),
+            index: mapped.index,
+            original: None,
+            padding,
+            transport: (!is_repeated_as_it_is).then(|| self.sent.next()),
+        };
+        let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
+        if outgoing.plan.is_numbered() && place.transport.is_some() {
+            self.sent.push(now);
+        }
+        Some(len)
     }
 
     /// Whether retransmissions may take so many bytes more.
@@ -478,8 +593,13 @@ impl Session {
             Some(rtx) => (rtx, outgoing.stream.rtx_ssrc(), outgoing.stream.next_rtx(), Some(mapped.index as u16)),
             None => (format.payload_type, outgoing.stream.ssrc(), mapped.index, None),
         };
-        let place = Place { payload_type, ssrc, index, original, padding };
-        write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)
+        let transport = original.map(|_| self.sent.next());
+        let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
+        let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
+        if outgoing.plan.is_numbered() && place.transport.is_some() {
+            self.sent.push(now);
+        }
+        Some(len)
     }
 
     /// Asks the client for a key frame of one layer of its track.
@@ -517,9 +637,22 @@ impl Session {
         }
     }
 
+    /// Says that streams of ours are over.
+    pub(super) fn say_bye(&mut self, sources: &[u32], compounds: &mut Compounds) {
+        // A report stands before it (RFC 3550 §6.1).
+        compounds.add(|out| rtcp::write_receiver_report(out, self.rtcp_ssrc, &[]));
+        for sources in sources.chunks(31) {
+            compounds.add(|out| rtcp::write_bye(out, sources));
+        }
+    }
+
     /// What is said every second: about what came, about what went, and for the round trip.
     pub(super) fn report(&mut self, now: Instant, compounds: &mut Compounds) {
         self.nacks_left = NACKS_MAX;
+        let gone = std::mem::take(&mut self.gone);
+        if !gone.is_empty() {
+            self.say_bye(&gone, compounds);
+        }
         let blocks: Vec<_> = self.source_order.iter().filter_map(|s| Some(self.sources.get_mut(s)?.stream.report(now))).collect();
         for blocks in blocks.chunks(31) {
             compounds.add(|out| rtcp::write_receiver_report(out, self.rtcp_ssrc, blocks));
@@ -564,18 +697,23 @@ impl Compounds {
     }
 }
 
+/// The format that a payload type stands for, bare or redundant.
 fn offered(formats: &[OfferedFormat], payload_type: u8) -> Option<&OfferedFormat> {
-    formats.iter().find(|f| f.payload_type == payload_type)
+    formats.iter().find(|f| f.payload_type == payload_type || f.red.as_ref().is_some_and(|(red, _)| *red == payload_type))
 }
 
 /// Where a packet goes in the numbers of its receiver.
 struct Place {
     payload_type: u8,
+    /// Of a redundant payload: the type of its parts.
+    block_type: Option<u8>,
     ssrc: u32,
     index: u64,
     /// Of a retransmission: the number it went out with before.
     original: Option<u16>,
     padding: usize,
+    /// Transport-wide number. None for what may have to go out once more as it was: one number, one content.
+    transport: Option<u16>,
 }
 
 /// Header, payload and tag into `slot`; the packet's length.
@@ -599,10 +737,23 @@ fn write(
         ssrc: place.ssrc,
     };
     let theirs = media.extensions;
+    let mut described = [0; u8::MAX as usize];
+    let renumbered = media.frame_number.filter(|number| *number != mapped.frame_number).and_then(|_| {
+        let id = theirs.id(Extension::DependencyDescriptor)?;
+        let (_, value) = media.header.extensions(packet).find(|(i, _)| *i == id)?;
+        let value_as_it_goes = described.get_mut(..value.len())?;
+        value_as_it_goes.copy_from_slice(value);
+        dependency::set_frame_number(value_as_it_goes, mapped.frame_number);
+        Some(&*value_as_it_goes)
+    });
     let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
         let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
+        let value = renumbered.filter(|_| extension == Extension::DependencyDescriptor).unwrap_or(value);
         Some((ours.id(extension)?, value))
     });
+    let transport = place.transport.map(u16::to_be_bytes);
+    let numbered = transport.as_ref().and_then(|number| Some((ours.id(Extension::TransportCc)?, &number[..])));
+    let extensions = extensions.chain(numbered);
     let header_len = rtp::write_header(slot, fields, media.header.csrcs(packet), extensions)?;
     let mut at = header_len;
     if let Some(original) = place.original {
@@ -613,6 +764,9 @@ fn write(
     body.copy_from_slice(payload);
     if let Some((descriptor, _)) = media.picture.filter(|_| !payload.is_empty()) {
         descriptor.rewrite(body, mapped.picture_id, mapped.tl0_pic_idx);
+    }
+    if let Some(payload_type) = place.block_type {
+        red::set_payload_type(body, payload_type);
     }
     at += payload.len();
     if place.padding > 0 {

@@ -16,6 +16,7 @@ use crate::engine::dtls::{self, Dtls, Identity};
 use crate::engine::ice::{self, Credentials, Ice, IceDrop};
 use crate::engine::rtp_in::{Arrivals, SenderClock};
 use crate::engine::sctp::{self, Sctp};
+use crate::engine::sent::{Sent, Told};
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
 use crate::wire::stun::Message;
@@ -97,8 +98,15 @@ pub enum Effect {
     },
     /// It asked for one that is not ours, too old, or on its way already.
     ResendRefused,
+    /// The client sends this layer no longer, or not for now.
+    LayerEnded {
+        track: TrackId,
+        layer: u8,
+    },
     /// So many packets were asked for from the client.
     Nacked(usize),
+    /// What became of packets that went to the client.
+    Told(Told),
     /// What the client did not repair: a hearer needs a key frame.
     PictureLost {
         track: TrackId,
@@ -130,7 +138,12 @@ pub struct Session {
     arrivals: Arrivals,
     clock: SenderClock,
     round_trip: RoundTrip,
+    /// Lost packets that came again with later ones, for the shard to fetch.
+    recovered: Vec<Media>,
     outgoing: Vec<Outgoing>,
+    /// Sources that ended since the last report.
+    gone: Vec<u32>,
+    sent: Sent,
     /// Bytes that retransmissions may take now.
     credit: usize,
     /// Packets that the client may ask for until the next report.
@@ -165,7 +178,10 @@ impl Session {
             arrivals: Arrivals::default(),
             clock: SenderClock::default(),
             round_trip: RoundTrip::default(),
+            recovered: Vec::new(),
             outgoing: Vec::new(),
+            gone: Vec::new(),
+            sent: Sent::default(),
             credit: CREDIT_START,
             nacks_left: NACKS_MAX,
             spent: HashMap::new(),
@@ -225,6 +241,7 @@ impl Session {
         let goes_on = |o: &Outgoing| plan.send.iter().any(|p| p.track == o.plan.track && p.ssrc == o.plan.ssrc);
         let (mut before, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.outgoing).into_iter().partition(goes_on);
         self.spent.extend(gone.iter().flat_map(Outgoing::spent));
+        self.gone.extend(gone.iter().map(|o| o.plan.ssrc.0));
         for plan in plan.send {
             let known = before.iter().position(|o| o.plan.track == plan.track && o.plan.ssrc == plan.ssrc);
             self.outgoing.push(match known {
@@ -233,6 +250,7 @@ impl Session {
                 None => Outgoing::new(plan, &self.spent),
             });
         }
+        self.gone.retain(|ssrc| !self.outgoing.iter().any(|o| o.plan.ssrc.0 == *ssrc));
     }
 
     /// A STUN message that names our ufrag, over `path`, from `seen_as`.
@@ -316,6 +334,14 @@ impl Session {
 
     /// Says goodbye.
     pub fn close(&mut self, now: Instant, out: &mut Vec<Effect>) {
+        let sources: Vec<u32> = self.outgoing.iter().map(|o| o.plan.ssrc.0).collect();
+        let mut compounds = Compounds::default();
+        if !sources.is_empty() {
+            self.say_bye(&sources, &mut compounds);
+        }
+        for compound in compounds.0 {
+            self.send_rtcp(compound, out);
+        }
         if let Some(dtls) = &mut self.dtls {
             dtls.close(&mut self.dtls_out);
         }
@@ -467,3 +493,6 @@ impl Session {
 /// Labels of the room protocol's channels.
 const RELIABLE: &str = "_reliable";
 const LOSSY: &str = "_lossy";
+
+#[cfg(test)]
+mod tests;

@@ -1,7 +1,7 @@
 //! Offer and policy in, answer and plan out (RFC 9429 §5.3, RFC 9143). Pure: no state, no clock, no dice.
 //!
 //! The caller says what each section is used for; this file says it in SDP and, for the data plane, as a [`Plan`].
-//! Payload types and extension ids are always the offerer's. Not here yet, on purpose: RED.
+//! Payload types and extension ids are always the offerer's.
 
 use crate::base::id::{Ssrc, TrackId};
 use crate::engine::dtls::Role;
@@ -50,6 +50,7 @@ pub enum Use {
     Receive {
         track: TrackId,
         prefer: Option<Codec>,
+        voice: Voice,
     },
     /// We send this track in it.
     Send {
@@ -58,11 +59,23 @@ pub enum Use {
         /// Of its retransmissions, where the client takes them apart.
         rtx: Ssrc,
         codec: Option<Codec>,
+        /// Its publisher allows redundancy.
+        redundancy: bool,
         stream: String,
         label: String,
     },
     Data,
     Idle,
+}
+
+/// How a publisher wants its sound to be sent.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Voice {
+    /// Earlier payloads along with each new one (RFC 2198).
+    pub redundancy: bool,
+    /// Nothing while there is silence (RFC 7587 §3.1.3).
+    pub dtx: bool,
+    pub stereo: bool,
 }
 
 /// What the session receives in one section.
@@ -73,6 +86,8 @@ pub struct Receive {
     pub formats: Vec<OfferedFormat>,
     pub extensions: ExtensionMap,
     pub rids: Vec<String>,
+    /// Hearers that take redundancy may be given it.
+    pub redundancy: bool,
     pub ssrcs: Vec<u32>,
     /// Announced sources and those of their retransmissions.
     pub repairs: Vec<(u32, u32)>,
@@ -89,6 +104,17 @@ pub struct Send {
     pub cname: String,
     pub formats: Vec<OfferedFormat>,
     pub extensions: ExtensionMap,
+}
+
+impl Send {
+    pub fn is_video(&self) -> bool {
+        self.formats.iter().any(|f| f.format.codec.is_video())
+    }
+
+    /// Its packets count in the numbers of the transport.
+    pub fn is_numbered(&self) -> bool {
+        self.extensions.id(Extension::TransportCc).is_some()
+    }
 }
 
 /// A finished negotiation, as the data plane needs it.
@@ -137,7 +163,8 @@ pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) 
             continue;
         }
         let in_order = preferred(section, usage);
-        let with_rtx = in_order.iter().flat_map(|f| [Some(f.payload_type), f.rtx]).flatten();
+        // With redundancy first: whoever sends takes the first one.
+        let with_rtx = in_order.iter().flat_map(|f| [f.red.as_ref().map(|(pt, _)| *pt), Some(f.payload_type), f.rtx]).flatten();
         let formats = with_rtx.map(|pt| pt.to_string()).collect::<Vec<_>>().join(" ");
         let formats = if section.kind == Kind::Application { section.fmt.clone() } else { formats };
         let _ = write!(sdp, "m={} 9 {} {formats}\r\nc=IN IP4 0.0.0.0\r\n", section.kind.name(), section.proto);
@@ -170,25 +197,31 @@ fn is_usable(section: &Section) -> bool {
     section.kind == Kind::Application || !section.formats.is_empty()
 }
 
-/// Extensions that an answer takes up: all that we know, but no congestion feedback on what we send. Mid and rid are kept
-/// on every section: Chromium later offers only what all sections of a kind have agreed to. The dependency descriptor is
-/// for layered codecs: it would have to be renumbered when a simulcast layer is switched.
+/// Extensions that an answer takes up: all that we know. Mid and rid are kept on every section: Chromium later offers only
+/// what all sections of a kind have agreed to. The dependency descriptor is for layered codecs.
 fn accepted<'a>(section: &'a Section, usage: &'a Use) -> impl Iterator<Item = (u8, Extension)> + 'a {
-    let (we_send, codec) = match usage {
-        Use::Send { codec, .. } => (true, *codec),
-        Use::Receive { prefer, .. } => (false, *prefer),
-        Use::Data | Use::Idle => (false, None),
+    let codec = match usage {
+        Use::Send { codec, .. } => *codec,
+        Use::Receive { prefer, .. } => *prefer,
+        Use::Data | Use::Idle => None,
     };
     section.extensions.iter().copied().filter(move |(_, e)| match e {
-        Extension::TransportCc => !we_send,
         Extension::DependencyDescriptor => codec.is_some_and(Codec::is_layered),
         _ => true,
     })
 }
 
-/// Formats in the order of the answer: a publisher sends the first one.
+/// Formats in the order of the answer, without what the publisher does not allow: a publisher sends the first one.
 fn preferred(section: &Section, usage: &Use) -> Vec<OfferedFormat> {
     let mut formats = section.formats.clone();
+    let redundancy = match usage {
+        Use::Receive { voice, .. } => voice.redundancy,
+        Use::Send { redundancy, .. } => *redundancy,
+        Use::Data | Use::Idle => true,
+    };
+    if !redundancy {
+        formats.iter_mut().for_each(|f| f.red = None);
+    }
     if let Use::Receive { prefer: Some(codec), .. } = usage {
         formats.sort_by_key(|f| f.format.codec != *codec);
     }
@@ -210,16 +243,18 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
     let formats = preferred(section, usage);
     for format in &formats {
         let pt = format.payload_type;
+        if let Some((red, parameters)) = &format.red {
+            let _ =
+                write!(sdp, "a=rtpmap:{red} red/{}\r\na=fmtp:{red} {parameters}\r\n", format.rtpmap.split_once('/').unwrap_or_default().1);
+        }
         let _ = write!(sdp, "a=rtpmap:{pt} {}\r\n", format.rtpmap);
-        if let Use::Receive { .. } = usage
-            && extensions.id(Extension::TransportCc).is_some()
-        {
+        if extensions.id(Extension::TransportCc).is_some() {
             let _ = write!(sdp, "a=rtcp-fb:{pt} transport-cc\r\n");
         }
         if section.kind == Kind::Video {
             let _ = write!(sdp, "a=rtcp-fb:{pt} ccm fir\r\na=rtcp-fb:{pt} nack\r\na=rtcp-fb:{pt} nack pli\r\n");
         }
-        if let Some(fmtp) = &format.fmtp {
+        if let Some(fmtp) = parameters(format, usage) {
             let _ = write!(sdp, "a=fmtp:{pt} {fmtp}\r\n");
         }
         if let Some(rtx) = format.rtx {
@@ -228,7 +263,7 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
         }
     }
     match usage {
-        Use::Receive { track, .. } => {
+        Use::Receive { track, voice, .. } => {
             for rid in &section.rids {
                 let _ = write!(sdp, "a=rid:{rid} recv\r\n");
             }
@@ -241,6 +276,7 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
                 formats,
                 extensions,
                 rids: section.rids.clone(),
+                redundancy: voice.redundancy,
                 ssrcs: section.ssrcs.clone(),
                 repairs: section.repairs.clone(),
             });
@@ -261,6 +297,18 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
     }
 }
 
+/// Parameters of a format as we answer them: the offerer's, and for a publisher of Opus what it asked to be told to send.
+fn parameters(format: &OfferedFormat, usage: &Use) -> Option<String> {
+    let offered = format.fmtp.as_deref();
+    let Use::Receive { voice, .. } = usage else { return offered.map(str::to_owned) };
+    let wishes = [("usedtx=1", voice.dtx), ("stereo=1", voice.stereo)];
+    let added = wishes.into_iter().filter(|(wish, is_wanted)| {
+        format.format.codec == Codec::Opus && *is_wanted && !offered.is_some_and(|o| o.split(';').any(|p| p.trim() == *wish))
+    });
+    let all: Vec<&str> = offered.into_iter().chain(added.map(|(wish, _)| wish)).collect();
+    (!all.is_empty()).then(|| all.join(";"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -278,8 +326,9 @@ mod tests {
     #[test]
     fn an_answer_takes_what_is_published_and_sends_what_is_assigned() {
         let (stream, label) = ("PA_x|TR_y".into(), "TR_y".into());
-        let send = Use::Send { track: TrackId(5), ssrc: Ssrc(99), rtx: Ssrc(100), codec: None, stream, label };
-        let (sdp, plan) = run(OFFER, &[send, Use::Receive { track: TrackId(6), prefer: Some(Codec::Vp9) }, Use::Data]);
+        let send = Use::Send { track: TrackId(5), ssrc: Ssrc(99), rtx: Ssrc(100), codec: None, redundancy: true, stream, label };
+        let (sdp, plan) =
+            run(OFFER, &[send, Use::Receive { track: TrackId(6), prefer: Some(Codec::Vp9), voice: Voice::default() }, Use::Data]);
         for line in [
             "a=group:BUNDLE 0 1 2",
             "a=ice-lite",
@@ -293,19 +342,44 @@ mod tests {
             "m=video 9 UDP/TLS/RTP/SAVPF 98 96 97 102 103 45",
             "a=rtcp-fb:96 nack",
             "a=fmtp:97 apt=96",
+            "m=audio 9 UDP/TLS/RTP/SAVPF 63 111 0 8",
+            "a=rtpmap:63 red/48000/2",
+            "a=fmtp:63 111/111",
+            "a=rtcp-fb:111 transport-cc",
         ] {
             assert!(sdp.lines().any(|l| l == line), "{line} is not in\n{sdp}");
         }
-        for absent in ["red/", "a=ssrc-group:FID 99", "a=rtcp-fb:111", "telephone-event"] {
+        for absent in ["a=ssrc-group:FID 99", "a=rtcp-fb:111 nack", "telephone-event"] {
             assert!(!sdp.contains(absent), "{absent} is in\n{sdp}");
         }
         assert_eq!(plan.receive[0].rids, ["q", "h", "f"]);
         assert_eq!(plan.receive[0].extensions.id(Extension::TransportCc), Some(4));
-        assert_eq!(plan.send[0].extensions.id(Extension::TransportCc), None);
+        assert_eq!(plan.send[0].extensions.id(Extension::TransportCc), Some(4));
         assert_eq!((plan.role, plan.send[0].ssrc), (Role::Server, Ssrc(99)));
         // The answer is a description that others can read.
         let parsed = sdp_types::Session::parse(sdp.as_bytes()).expect("well-formed");
         assert_eq!(parsed.medias.len(), 3);
+    }
+
+    fn receive(track: u64, voice: Voice) -> Use {
+        Use::Receive { track: TrackId(track), prefer: None, voice }
+    }
+
+    #[test]
+    fn a_voice_is_sent_as_its_publisher_wishes() {
+        let rows = [
+            (Voice { redundancy: true, dtx: true, stereo: true }, "63 111 0 8", "minptime=10;useinbandfec=1;usedtx=1;stereo=1"),
+            (Voice { dtx: true, ..Voice::default() }, "111 0 8", "minptime=10;useinbandfec=1;usedtx=1"),
+            (Voice::default(), "111 0 8", "minptime=10;useinbandfec=1"),
+        ];
+        for (voice, formats, parameters) in rows {
+            let (sdp, plan) = run(OFFER, &[receive(1, voice), receive(2, voice), Use::Data]);
+            for line in [format!("m=audio 9 UDP/TLS/RTP/SAVPF {formats}"), format!("a=fmtp:111 {parameters}")] {
+                assert!(sdp.lines().any(|l| l == line), "{line} is not in\n{sdp}");
+            }
+            assert_eq!(plan.receive[0].redundancy, voice.redundancy);
+            assert_eq!(plan.receive[0].formats[0].red.is_some(), voice.redundancy);
+        }
     }
 
     #[test]
@@ -318,8 +392,7 @@ mod tests {
     #[test]
     fn a_section_without_a_format_of_ours_is_rejected_alone() {
         let offer = OFFER.replace("m=audio 9 UDP/TLS/RTP/SAVPF 111 63 9 0 8 13 110", "m=audio 9 UDP/TLS/RTP/SAVPF 63 13");
-        let (sdp, plan) =
-            run(&offer, &[Use::Receive { track: TrackId(1), prefer: None }, Use::Receive { track: TrackId(2), prefer: None }, Use::Data]);
+        let (sdp, plan) = run(&offer, &[receive(1, Voice::default()), receive(2, Voice::default()), Use::Data]);
         assert!(sdp.contains("m=audio 0 UDP/TLS/RTP/SAVPF 63 13\r\n") && sdp.contains("a=group:BUNDLE 1 2\r\n"), "{sdp}");
         assert_eq!(plan.receive.len(), 1);
     }

@@ -131,49 +131,91 @@ impl Thinning {
     }
 }
 
-/// What waits in plaintext for a connection. Nothing is encrypted before it is certain to be sent.
+/// What a frame carries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cargo {
+    /// Of checks, of the relay, feedback.
+    Answer,
+    Sound,
+    Picture,
+    /// Handshakes and data channels.
+    Data,
+}
+
+impl Cargo {
+    /// Small and of no use when late: it goes before the rest that waits.
+    fn is_urgent(self) -> bool {
+        matches!(self, Self::Answer | Self::Sound)
+    }
+
+    /// Newer ones make it useless.
+    fn ages(self) -> bool {
+        matches!(self, Self::Sound | Self::Picture)
+    }
+}
+
+/// Frames in the order in which they leave.
 #[derive(Default)]
-pub struct FrameQueue {
+struct Lane {
     bytes: VecDeque<u8>,
     frames: VecDeque<(usize, Instant)>,
 }
 
+impl Lane {
+    /// How long its oldest frame has waited.
+    fn age(&self, now: Instant) -> Duration {
+        self.frames.front().map_or(Duration::ZERO, |(_, since)| now.since(*since))
+    }
+
+    /// Moves whole frames to `out`, up to `budget` bytes in all that were `taken` before.
+    fn take(&mut self, budget: usize, taken: &mut usize, out: &mut Vec<u8>) {
+        let mut bytes = 0;
+        while let Some((len, _)) = self.frames.front().filter(|(len, _)| *taken == 0 || *taken + len <= budget) {
+            bytes += len;
+            *taken += len;
+            self.frames.pop_front();
+        }
+        out.extend(self.bytes.drain(..bytes));
+    }
+}
+
+/// What waits in plaintext for a connection. Nothing is encrypted before it is certain to be sent.
+#[derive(Default)]
+pub struct FrameQueue {
+    urgent: Lane,
+    rest: Lane,
+}
+
 impl FrameQueue {
     pub fn is_empty(&self) -> bool {
-        self.frames.is_empty()
+        self.urgent.frames.is_empty() && self.rest.frames.is_empty()
     }
 
     pub fn lag(&self, now: Instant) -> Lag {
-        match self.frames.front().map(|(_, since)| now.since(*since)) {
-            Some(age) if age > FAR_BEHIND => Lag::FarBehind,
-            Some(age) if age > BEHIND => Lag::Behind,
+        match self.urgent.age(now).max(self.rest.age(now)) {
+            age if age > FAR_BEHIND => Lag::FarBehind,
+            age if age > BEHIND => Lag::Behind,
             _ => Lag::None,
         }
     }
 
-    /// Takes a frame, or refuses it when the connection is behind in bytes or in time. Control frames (answers,
-    /// handshakes) are refused only when the queue is full.
-    pub fn push(&mut self, now: Instant, frame: &[u8], is_media: bool) -> bool {
-        let is_late = self.frames.front().is_some_and(|(_, since)| now.since(*since) > AGE_MAX);
-        if self.bytes.len() + frame.len() > QUEUE_MAX || (is_media && is_late) {
+    /// Takes a frame, or refuses it when the connection is behind in bytes or, for what ages, in time.
+    pub fn push(&mut self, now: Instant, frame: &[u8], cargo: Cargo) -> bool {
+        let waiting = self.urgent.bytes.len() + self.rest.bytes.len();
+        let lane = if cargo.is_urgent() { &mut self.urgent } else { &mut self.rest };
+        if waiting + frame.len() > QUEUE_MAX || (cargo.ages() && lane.age(now) > AGE_MAX) {
             return false;
         }
-        self.bytes.extend(frame);
-        self.frames.push_back((frame.len(), now));
+        lane.bytes.extend(frame);
+        lane.frames.push_back((frame.len(), now));
         true
     }
 
-    /// Moves whole frames of at most `budget` bytes to `out`; at least one if any waits.
+    /// Moves whole frames of at most `budget` bytes to `out`, urgent ones first; at least one if any waits.
     pub fn take(&mut self, budget: usize, out: &mut Vec<u8>) {
         let mut taken = 0;
-        while let Some((len, _)) = self.frames.front().copied() {
-            if taken > 0 && taken + len > budget {
-                break;
-            }
-            taken += len;
-            self.frames.pop_front();
-        }
-        out.extend(self.bytes.drain(..taken));
+        self.urgent.take(budget, &mut taken, out);
+        self.rest.take(budget, &mut taken, out);
     }
 }
 
@@ -252,15 +294,34 @@ mod tests {
     #[test]
     fn a_queue_is_bounded_in_time_and_bytes() {
         let mut queue = FrameQueue::default();
-        assert!(queue.push(Instant::from_millis(0), &[1; 10], true));
-        assert!(queue.push(Instant::from_millis(500), &[2; 10], true));
-        assert!(!queue.push(Instant::from_millis(501), &[3; 10], true), "late media");
-        assert!(queue.push(Instant::from_millis(501), &[4; 10], false), "control still passes");
+        assert!(queue.push(Instant::from_millis(0), &[1; 10], Cargo::Picture));
+        assert!(queue.push(Instant::from_millis(500), &[2; 10], Cargo::Picture));
+        assert!(!queue.push(Instant::from_millis(501), &[3; 10], Cargo::Picture), "late media");
+        assert!(queue.push(Instant::from_millis(501), &[4; 10], Cargo::Data), "what does not age still passes");
         let mut out = Vec::new();
         queue.take(15, &mut out);
         assert_eq!(out, [1; 10], "whole frames only");
         queue.take(1, &mut out);
         assert_eq!(out.len(), 20, "at least one");
-        assert!(!queue.push(Instant::from_millis(501), &vec![0; QUEUE_MAX], false), "full");
+        assert!(!queue.push(Instant::from_millis(501), &vec![0; QUEUE_MAX], Cargo::Data), "full");
+    }
+
+    #[test]
+    fn sound_and_answers_do_not_wait_behind_pictures() {
+        let mut queue = FrameQueue::default();
+        let at = Instant::from_millis;
+        for i in 0..100 {
+            assert!(queue.push(at(i), &[0; 1_000], Cargo::Picture));
+        }
+        assert!(queue.push(at(600), &[7; 100], Cargo::Sound), "pictures that wait do not make it late");
+        assert!(queue.push(at(600), &[8; 50], Cargo::Answer));
+        assert_eq!(queue.lag(at(600)), Lag::FarBehind);
+        let mut out = Vec::new();
+        queue.take(1_200, &mut out);
+        assert_eq!((out.len(), out[0], out[100], out[150]), (1_150, 7, 8, 0));
+        while !queue.is_empty() {
+            queue.take(5_000, &mut out);
+        }
+        assert_eq!(out.len(), 100_150, "each frame once");
     }
 }

@@ -71,6 +71,11 @@ counters! {
     RingDropSound "ring_media_drops" "sound",
     /// Packets asked for again from publishers.
     Nacked "nacks_sent" "",
+    /// Packets sent to hearers under transport-wide numbers, as they told.
+    FeedbackReceived "transport_feedback_packets" "received",
+    FeedbackLost "transport_feedback_packets" "lost",
+    /// Lost packets of sound that came again as redundancy of later ones.
+    Recovered "redundancy_recovered_packets" "",
     /// Packets sent again to hearers that missed them.
     Resent "retransmissions" "sent",
     /// On its way already, too old, or never sent.

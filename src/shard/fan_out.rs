@@ -15,8 +15,9 @@ use crate::base::id::{Carrier, RoomId, SessionId, TrackId, WorkerId};
 use crate::base::time::Now;
 use crate::room::layers::Verdict;
 use crate::room::{Routed, Word};
-use crate::session::path::{Lag, Thinned};
-use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
+use crate::session::path::{Cargo, Lag, Thinned};
+use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage, Session};
+use crate::wire::rtp::Codec;
 
 /// Packets of a turn before it is cut short.
 const TURN_MAX: usize = 256;
@@ -56,9 +57,28 @@ impl Shard {
     /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
         self.counters.count(Counter::MediaIn);
-        match self.places.get(&publisher).map(|p| p.room) {
-            Some(room) => self.take_packet(now, room, publisher, media, buf),
-            None => self.pool.put(buf),
+        let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
+        for recovered in self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default() {
+            self.counters.count(Counter::Recovered);
+            let mut copy = self.pool.take();
+            copy.fill(&buf);
+            self.take_packet(now, room, publisher, recovered, copy);
+        }
+        let (mut media, mut buf) = (media, buf);
+        if media.may_repeat && media.newest.is_none() && media.format.codec == Codec::Opus {
+            self.add_redundancy(&mut media, &mut buf);
+        }
+        self.take_packet(now, room, publisher, media, buf);
+    }
+
+    /// Takes the payload before along, for hearers who understand that; the others get the newest part alone.
+    fn add_redundancy(&self, media: &mut Media, buf: &mut PacketBuf) {
+        let before = media.sequence - 1;
+        let is_before = |p: &&Packet| (p.media.track, p.media.header.ssrc, p.media.sequence) == (media.track, media.header.ssrc, before);
+        let of_turn = self.fan_out.packets.iter().rev().find(is_before).map(|p| (&p.media, &*p.buf));
+        let of_store = || self.store.get(media.track, media.layer, before).filter(|(m, _)| m.header.ssrc == media.header.ssrc);
+        if let Some((earlier, bytes)) = of_turn.or_else(of_store) {
+            media.repeat(buf, earlier, bytes);
         }
     }
 
@@ -219,7 +239,7 @@ impl Shard {
         match session.forward(now.mono, media, packet, passage, padded_to, slot) {
             Some(len) => {
                 self.counters.count(Counter::Forwarded);
-                self.commit(now, route, len, true);
+                self.commit(now, route, len, if media.format.codec.is_video() { Cargo::Picture } else { Cargo::Sound });
             }
             None => drop(self.egress.abandon()),
         }
@@ -247,7 +267,7 @@ impl Shard {
         match session.resend(now.mono, media, packet, slot) {
             Some(len) => {
                 self.counters.count(Counter::Resent);
-                self.commit(now, route, len, true);
+                self.commit(now, route, len, Cargo::Picture);
             }
             None => {
                 self.counters.count(Counter::ResendRefused);

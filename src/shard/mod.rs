@@ -24,7 +24,7 @@ use crate::engine::ice;
 use crate::engine::relay_table::Allocation;
 use crate::engine::turn::{self, Turn, TurnConfig};
 use crate::room::Room;
-use crate::session::path::{self, FrameQueue, Route};
+use crate::session::path::{self, Cargo, FrameQueue, Route};
 use crate::session::{self, Media, Session, SessionDrop};
 use crate::wire::demux::{self, DatagramKind};
 use crate::wire::stun::{self, Message};
@@ -302,7 +302,7 @@ impl Shard {
         let outcome = self.turn.handle(now, carrier, client, buf, &mut reply, &mut effects);
         if !reply.is_empty() {
             // An answer of the relay goes back bare: what carries TURN frames it by its own length.
-            self.send(now, Route { carrier, dress: path::Dress::Bare }, &reply, false);
+            self.send(now, Route { carrier, dress: path::Dress::Bare }, &reply);
         }
         let has_answer = !reply.is_empty();
         let delivery = effects.iter().position(|e| matches!(e, turn::Effect::Deliver { .. }));
@@ -491,19 +491,20 @@ impl Shard {
     }
 
     /// Bytes for one client, dressed for its route.
-    fn send(&mut self, now: Now, route: Route, payload: &[u8], is_media: bool) {
+    fn send(&mut self, now: Now, route: Route, payload: &[u8]) {
         self.egress.slot(route, payload.len()).copy_from_slice(payload);
-        self.commit(now, route, payload.len(), is_media);
+        let is_dtls = demux::datagram(payload) == DatagramKind::Dtls;
+        self.commit(now, route, payload.len(), if is_dtls { Cargo::Data } else { Cargo::Answer });
     }
 
-    fn commit(&mut self, now: Now, route: Route, len: usize, is_media: bool) {
+    fn commit(&mut self, now: Now, route: Route, len: usize, cargo: Cargo) {
         if matches!(route.dress, path::Dress::Channel(_) | path::Dress::Indication(_)) {
             self.counters.count(Counter::RelayedOut);
         }
         match (self.egress.commit(len), route.carrier) {
             (Some(frame), Carrier::Stream(stream)) => {
                 let Some(state) = self.streams.get_mut(&stream) else { return self.counters.count(Counter::DropUnknownStream) };
-                if state.queue.push(now.mono, frame, is_media) {
+                if state.queue.push(now.mono, frame, cargo) {
                     self.counters.count(Counter::FramesOut);
                     self.writable.push(stream);
                 } else {
@@ -523,7 +524,7 @@ impl Shard {
         for effect in effects.drain(..) {
             match effect {
                 session::Effect::Send { path, bytes } => match route_of(&self.turn, now, path) {
-                    Some(route) => self.send(now, route, &bytes, false),
+                    Some(route) => self.send(now, route, &bytes),
                     None => self.counters.count(Counter::DropRelayNoRoute),
                 },
                 session::Effect::PathValidated(path) => match path {
@@ -559,6 +560,15 @@ impl Shard {
                 }
                 session::Effect::Resend { track, layer, sequence } => self.resend(now, id, track, layer, sequence),
                 session::Effect::ResendRefused => self.counters.count(Counter::ResendRefused),
+                session::Effect::LayerEnded { track, layer } => {
+                    if let Some(room) = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room)) {
+                        room.layer_ended(track, layer);
+                    }
+                }
+                session::Effect::Told(told) => {
+                    self.counters.add(Counter::FeedbackReceived, u64::from(told.received));
+                    self.counters.add(Counter::FeedbackLost, u64::from(told.lost));
+                }
                 session::Effect::Nacked(n) => self.counters.add(Counter::Nacked, n as u64),
                 session::Effect::PictureLost { track, layer } => {
                     let Some(room_id) = self.places.get(&id).map(|p| p.room) else { continue };
@@ -621,7 +631,7 @@ impl Shard {
             if let session::Effect::Send { path, bytes } = effect
                 && let Some(route) = route_of(&self.turn, now, path)
             {
-                self.send(now, route, &bytes, false);
+                self.send(now, route, &bytes);
             }
         }
         for path in session.paths() {

@@ -18,7 +18,7 @@ use crate::engine::ice::Credentials;
 use crate::engine::turn::TurnConfig;
 use crate::engine::turn_auth::Secrets;
 use crate::room::layers::Wanted;
-use crate::session::negotiate::{self, Candidates, Local, Use};
+use crate::session::negotiate::{self, Candidates, Local, Use, Voice};
 use crate::shard::mail::{Command, Effect, Report, StreamRole};
 use crate::shard::{PortRole, Shard, ShardConfig, table};
 use crate::wire::framing::Framing;
@@ -256,14 +256,17 @@ impl World {
             .iter()
             .map(|s| match (s.kind, s.direction) {
                 (Kind::Application, _) => Use::Data,
-                (kind, Direction::SendOnly | Direction::SendRecv) => {
-                    Use::Receive { track: track_of(at, kind == Kind::Video), prefer: None }
-                }
+                (kind, Direction::SendOnly | Direction::SendRecv) => Use::Receive {
+                    track: track_of(at, kind == Kind::Video),
+                    prefer: None,
+                    voice: Voice { redundancy: true, ..Voice::default() },
+                },
                 (kind, _) => if kind == Kind::Video { &mut seen } else { &mut heard }.next().map_or(Use::Idle, |other| Use::Send {
                     track: track_of(*other, kind == Kind::Video),
                     ssrc: Ssrc(ssrc_of(at, *other, kind == Kind::Video)),
                     rtx: Ssrc(1_000_000 + ssrc_of(at, *other, kind == Kind::Video)),
                     codec: None,
+                    redundancy: true,
                     stream: format!("PA_{other}"),
                     label: format!("TR_{other}"),
                 }),

@@ -8,6 +8,7 @@
 //! ```
 //! The structure comes with a key frame and holds until the next one.
 
+use super::be16;
 use super::rtp::FrameInfo;
 
 const TEMPLATES_MAX: usize = 64;
@@ -72,6 +73,17 @@ pub fn read(bytes: &[u8], known: &mut Option<Structure>) -> Option<FrameInfo> {
         is_switching_up,
         is_late: false,
     })
+}
+
+/// Which frame of its stream it is: others count from it.
+pub fn frame_number(bytes: &[u8]) -> Option<u16> {
+    be16(bytes, 1)
+}
+
+pub fn set_frame_number(bytes: &mut [u8], number: u16) {
+    if let Some(place) = bytes.get_mut(1..3) {
+        place.copy_from_slice(&number.to_be_bytes());
+    }
 }
 
 impl Structure {

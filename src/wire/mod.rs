@@ -10,6 +10,7 @@ pub mod dtls;
 pub mod framing;
 pub mod h264;
 pub mod h265;
+pub mod red;
 pub mod rtcp;
 pub mod rtp;
 pub mod sdp;

@@ -59,7 +59,7 @@ pub enum Packet<'a> {
     SenderReport(SenderInfo, Blocks<'a>),
     ReceiverReport(Blocks<'a>),
     /// Sources that left (RFC 3550 §6.6).
-    Bye,
+    Bye(Sources<'a>),
     /// Picture loss indication for a source (RFC 4585 §6.3.1).
     Pli {
         ssrc: u32,
@@ -100,6 +100,19 @@ impl Iterator for Blocks<'_> {
         let block = ReportBlock::read(self.0)?;
         self.0 = &self.0[ReportBlock::LEN..];
         Some(block)
+    }
+}
+
+/// Sources of a BYE, read one by one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sources<'a>(&'a [u8]);
+
+impl Iterator for Sources<'_> {
+    type Item = u32;
+    fn next(&mut self) -> Option<u32> {
+        let ssrc = be32(self.0, 0)?;
+        self.0 = &self.0[4..];
+        Some(ssrc)
     }
 }
 
@@ -200,7 +213,7 @@ fn take(bytes: &[u8]) -> Option<(Packet<'_>, &[u8])> {
             Packet::SenderReport(info, Blocks(body.get(24..24 + ReportBlock::LEN * usize::from(n))?))
         }
         (RR, n) => Packet::ReceiverReport(Blocks(body.get(4..4 + ReportBlock::LEN * usize::from(n))?)),
-        (BYE, _) => Packet::Bye,
+        (BYE, n) => Packet::Bye(Sources(body.get(..4 * usize::from(n))?)),
         (PSFB, 1) => Packet::Pli { ssrc: be32(body, 4)? },
         (PSFB, 4) => Packet::Fir { ssrc: be32(body, 8)? },
         (PSFB, 15) if body.get(8..12) == Some(b"REMB") => {
@@ -229,6 +242,13 @@ pub fn write_receiver_report(out: &mut Vec<u8>, from: u32, blocks: &[ReportBlock
     for block in blocks {
         block.write(out);
     }
+}
+
+/// Appends a goodbye of at most 31 sources (RFC 3550 §6.6).
+pub fn write_bye(out: &mut Vec<u8>, sources: &[u32]) {
+    let sources = &sources[..sources.len().min(31)];
+    header(out, sources.len() as u8, BYE, 4 * sources.len());
+    out.extend(sources.iter().flat_map(|ssrc| ssrc.to_be_bytes()));
 }
 
 /// Appends an extended report that asks senders to tell the round trip (RFC 3611 §4.4).

@@ -120,6 +120,8 @@ pub struct OfferedFormat {
     pub fmtp: Option<String>,
     /// Payload type of its retransmissions (RFC 4588 §8.1).
     pub rtx: Option<u8>,
+    /// Payload type under which it travels with earlier payloads of its own (RFC 2198), and the format's parameters.
+    pub red: Option<(u8, String)>,
 }
 
 /// A certificate's digest (RFC 8122).
@@ -288,10 +290,14 @@ fn formats(media: &Media) -> Vec<OfferedFormat> {
             let codec = Codec::from_name(rtpmap.split('/').next()?)?;
             let fmtp = fmtps.iter().find(|(pt, _)| *pt == payload_type).map(|(_, f)| (*f).to_owned());
             let format = Format::new(codec, fmtp.as_deref().unwrap_or_default());
-            let repairs = |pt: &u8| rtpmaps.iter().any(|(p, name)| p == pt && name.to_ascii_lowercase().starts_with("rtx/"));
+            let is_named = |pt: &u8, prefix| rtpmaps.iter().any(|(p, name)| p == pt && name.to_ascii_lowercase().starts_with(prefix));
+            let repairs = |pt: &u8| is_named(pt, "rtx/");
             let of_this = |text: &str| text.split(';').any(|p| p.trim().strip_prefix("apt=") == Some(&payload_type.to_string()));
             let rtx = fmtps.iter().find(|(pt, text)| of_this(text) && repairs(pt)).map(|(pt, _)| *pt);
-            Some(OfferedFormat { payload_type, format, rtpmap: (*rtpmap).to_owned(), fmtp, rtx })
+            let repeats = |text: &str| text.split('/').all(|pt| pt.trim().parse() == Ok(payload_type));
+            let red = fmtps.iter().find(|(pt, text)| !codec.is_video() && repeats(text) && is_named(pt, "red/"));
+            let red = red.map(|(pt, text)| (*pt, (*text).to_owned()));
+            Some(OfferedFormat { payload_type, format, rtpmap: (*rtpmap).to_owned(), fmtp, rtx, red })
         })
         .collect()
 }
@@ -351,6 +357,8 @@ mod tests {
         let codecs: Vec<_> = video.formats.iter().map(|f| (f.payload_type, f.format.codec, f.format.variant)).collect();
         assert_eq!(codecs, [(96, Codec::Vp8, 0), (102, Codec::H264, 0x142), (98, Codec::Vp9, 0), (45, Codec::Av1, 0)]);
         assert!(video.extensions.contains(&(4, Extension::TransportCc)));
+        let red: Vec<_> = offer.sections[0].formats.iter().map(|f| (f.payload_type, f.red.clone())).collect();
+        assert_eq!(red, [(111, Some((63, "111/111".into()))), (0, None), (8, None)]);
         assert_eq!(offer.sections[2].sctp_port, Some(5000));
     }
 

@@ -6,6 +6,7 @@
 //! ```
 
 use super::rtcp::RTPFB;
+use super::{be16, be24};
 
 /// Most packets that one feedback covers.
 pub const COVERED_MAX: usize = 512;
@@ -83,42 +84,96 @@ fn write_chunks(out: &mut Vec<u8>, mut statuses: &[Status]) {
     }
 }
 
+/// A feedback packet as read: each number that it covers, with when it came, microseconds on the receiver's clock.
+#[derive(Clone, Debug)]
+pub struct Feedback<'a> {
+    sequence: u16,
+    left: u16,
+    chunk: u16,
+    /// Statuses of the chunk that were not given yet.
+    in_chunk: u16,
+    chunks: &'a [u8],
+    deltas: &'a [u8],
+    us: i64,
+}
+
+impl<'a> Feedback<'a> {
+    /// `packet` is the whole RTCP packet.
+    pub fn read(packet: &'a [u8]) -> Option<Self> {
+        let (sequence, left, reference) = (be16(packet, 12)?, be16(packet, 14)?, be24(packet, 16)?);
+        let rest = packet.get(20..)?;
+        let (mut at, mut statuses) = (0, 0);
+        while statuses < usize::from(left) {
+            statuses += usize::from(statuses_of(be16(rest, at)?));
+            at += 2;
+        }
+        let us = i64::from(reference) * REFERENCE_US as i64;
+        Some(Self { sequence, left, chunk: 0, in_chunk: 0, chunks: &rest[..at], deltas: &rest[at..], us })
+    }
+}
+
+impl Iterator for Feedback<'_> {
+    type Item = (u16, Option<u64>);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.left = self.left.checked_sub(1)?;
+        while self.in_chunk == 0 {
+            self.chunk = be16(self.chunks, 0)?;
+            self.chunks = &self.chunks[2..];
+            self.in_chunk = statuses_of(self.chunk);
+        }
+        self.in_chunk -= 1;
+        let status = match self.chunk >> 14 {
+            0b10 => self.chunk >> self.in_chunk & 1,
+            0b11 => self.chunk >> (2 * self.in_chunk) & 3,
+            _ => self.chunk >> 13 & 3,
+        };
+        let (delta, taken) = match status {
+            1 => (i64::from(*self.deltas.first()?), 1),
+            2 => (i64::from(be16(self.deltas, 0)? as i16), 2),
+            _ => (0, 0),
+        };
+        self.deltas = &self.deltas[taken..];
+        self.us += delta * TICK_US;
+        let sequence = self.sequence;
+        self.sequence = sequence.wrapping_add(1);
+        Some((sequence, (taken > 0).then_some(self.us.max(0) as u64)))
+    }
+}
+
+/// How many packets a chunk speaks of: a run, fourteen of one bit, or seven of two.
+fn statuses_of(chunk: u16) -> u16 {
+    match chunk >> 14 {
+        0b10 => 14,
+        0b11 => 7,
+        _ => chunk & 0x1FFF,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::wire::rtcp;
 
-    /// A reader of its own: statuses and deltas back into arrival times.
-    fn read(bytes: &[u8]) -> (u16, Vec<Option<u64>>) {
-        let base = u16::from_be_bytes([bytes[12], bytes[13]]);
-        let count = usize::from(u16::from_be_bytes([bytes[14], bytes[15]]));
-        let mut us = u64::from(u32::from_be_bytes([0, bytes[16], bytes[17], bytes[18]])) * REFERENCE_US;
-        let (mut at, mut symbols) = (20, Vec::new());
-        while symbols.len() < count {
-            let chunk = u16::from_be_bytes([bytes[at], bytes[at + 1]]);
-            at += 2;
-            if chunk & 0x8000 == 0 {
-                symbols.extend(std::iter::repeat_n(chunk >> 13, usize::from(chunk & 0x1FFF)));
-            } else {
-                symbols.extend((0..7).map(|i| chunk >> (12 - 2 * i) & 3));
-            }
+    /// Everything that a feedback packet says.
+    fn read(bytes: &[u8]) -> Vec<(u16, Option<u64>)> {
+        Feedback::read(bytes).expect("a feedback packet").collect()
+    }
+
+    #[test]
+    fn all_kinds_of_chunks_are_read() {
+        // A run of two small deltas, one-bit statuses, two-bit statuses of which only two count; the draft's §3.1.3.
+        let chunks = [[0x20, 0x02], [0b1010_0000, 0b0000_0001], [0b1110_0001, 0]];
+        let deltas: [&[u8]; 5] = [&[4], &[8], &[1], &[2], &[0xFF, 0xFC]];
+        let mut packet = vec![0x8F, RTPFB, 0, 9, 0, 0, 0, 1, 0, 0, 0, 2, 0xFF, 0xFF, 0, 18, 0, 0, 1, 7];
+        packet.extend(chunks.concat());
+        packet.extend(deltas.concat());
+        let got: Vec<_> = read(&packet).into_iter().filter_map(|(sequence, at)| Some((sequence, at?))).collect();
+        assert_eq!(got, [(0xFFFF, 65_000), (0, 67_000), (1, 67_250), (14, 67_750), (15, 66_750)]);
+        assert_eq!(read(&packet).len(), 18);
+        for len in 0..26 {
+            assert!(Feedback::read(&packet[..len]).is_none_or(|f| f.count() < 18), "cut off at {len}");
         }
-        let arrivals = symbols[..count].iter().map(|symbol| {
-            let delta = match symbol {
-                0 => return None,
-                1 => {
-                    at += 1;
-                    i64::from(bytes[at - 1])
-                }
-                _ => {
-                    at += 2;
-                    i64::from(i16::from_be_bytes([bytes[at - 2], bytes[at - 1]]))
-                }
-            };
-            us = us.wrapping_add_signed(delta * TICK_US);
-            Some(us)
-        });
-        (base, arrivals.collect())
     }
 
     #[test]
@@ -139,9 +194,9 @@ mod tests {
                 continue;
             }
             assert!(matches!(rtcp::packets(&out).next(), Some(Ok(_))) && out.len() % 4 == 0);
-            let (base, got) = read(&out);
-            assert_eq!((base, got.len()), (65_530, covered));
-            for (want, got) in arrivals.iter().zip(got) {
+            let got = read(&out);
+            assert_eq!((got[0].0, got.len()), (65_530, covered));
+            for (want, (_, got)) in arrivals.iter().zip(got) {
                 assert_eq!(want.is_some(), got.is_some());
                 assert!(want.unwrap_or(0).abs_diff(got.unwrap_or(0)) < 250, "{want:?} {got:?}");
             }

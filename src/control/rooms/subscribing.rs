@@ -2,7 +2,7 @@
 
 use super::{Down, Rooms, Subscription};
 use crate::base::id::{SessionId, Ssrc};
-use crate::control::tracks::{codec_of, kind_of, layers_of, want, wanted_layer, wanted_temporal};
+use crate::control::tracks::{codec_of, kind_of, layers_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
 use crate::shard::mail::Command;
 use crate::wire::rtp::Codec;
@@ -32,9 +32,9 @@ impl Rooms {
         let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
             let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
-            Some((track.id, p.session, p.sid.clone(), p.worker, kind_of(&track.info), codec_of(&track.info)))
+            Some((track.id, p.session, p.sid.clone(), p.worker, track.info.clone()))
         });
-        let Some((track, publisher, publisher_sid, home, kind, codec)) = found else { return false };
+        let Some((track, publisher, publisher_sid, home, info)) = found else { return false };
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
         let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
         if can_subscribe && !p.subscriptions.iter().any(|s| s.track == track) {
@@ -45,8 +45,9 @@ impl Rooms {
                 publisher,
                 publisher_sid,
                 home,
-                kind,
-                codec,
+                kind: kind_of(&info),
+                codec: codec_of(&info),
+                redundancy: voice_of(&info).redundancy,
                 ssrc,
                 rtx,
                 mid: None,
