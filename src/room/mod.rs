@@ -16,8 +16,15 @@ use std::collections::BTreeMap;
 
 /// Key frames of one layer are asked for at most this often; everybody who waits is served by the same one.
 const KEY_FRAME_INTERVAL: Duration = Duration::from_millis(500);
+/// Everybody who hears a layer pays for a newcomer's key frame: for every so many of them newcomers wait for each other once
+/// more as long, up to a limit.
+const HEARERS_PER_INTERVAL: u32 = 16;
+const KEY_FRAME_INTERVALS_MAX: u32 = 4;
 /// A layer that has been silent for so long is not there, as long as another one is.
 const LAYER_SILENT: Duration = Duration::from_millis(1500);
+/// Nor is one that misses so many frames of the others in a row, however slow the camera: its encoder has given it up.
+const FRAMES_MISSED: u8 = 6;
+const LAYER_MISSED: Duration = Duration::from_millis(300);
 
 /// One participant, as the others know it.
 pub struct Member {
@@ -39,6 +46,8 @@ struct Subscription {
 #[derive(Clone, Copy, Default)]
 struct Layer {
     last_packet: Option<Instant>,
+    /// Frames that the other layers have begun since then.
+    missed: u8,
     key_frame_asked: Option<Instant>,
 }
 
@@ -85,7 +94,8 @@ impl Publication {
         if let Home::Elsewhere { live, .. } = self.home {
             return live;
         }
-        let is_live = |l: &Layer| l.last_packet.is_some_and(|at| now.since(at) < LAYER_SILENT);
+        let silence = |l: &Layer| if l.missed < FRAMES_MISSED { LAYER_SILENT } else { LAYER_MISSED };
+        let is_live = |l: &Layer| l.last_packet.is_some_and(|at| now.since(at) < silence(l));
         self.layers.iter().enumerate().filter(|(_, l)| is_live(l)).fold(0, |set, (i, _)| set | 1 << i)
     }
 
@@ -105,8 +115,18 @@ impl Publication {
 
     /// Whether a request for a key frame of `layer` should leave now.
     fn may_ask(&mut self, now: Instant, layer: u8) -> bool {
+        self.may_ask_every(now, layer, KEY_FRAME_INTERVAL)
+    }
+
+    /// The same for those who do not see the layer yet.
+    fn may_start(&mut self, now: Instant, layer: u8) -> bool {
+        let hearers = self.subscriptions.iter().filter(|s| s.selector.current() == Some(layer)).count() as u32;
+        self.may_ask_every(now, layer, KEY_FRAME_INTERVAL * (1 + hearers / HEARERS_PER_INTERVAL).min(KEY_FRAME_INTERVALS_MAX))
+    }
+
+    fn may_ask_every(&mut self, now: Instant, layer: u8, interval: Duration) -> bool {
         let Some(state) = self.layers.get_mut(usize::from(layer)) else { return false };
-        if state.key_frame_asked.is_some_and(|at| now.since(at) < KEY_FRAME_INTERVAL) {
+        if state.key_frame_asked.is_some_and(|at| now.since(at) < interval) {
             return false;
         }
         state.key_frame_asked = Some(now);
@@ -282,8 +302,12 @@ impl Room {
         routed.shadows.clear();
         routed.words.clear();
         let Some(publication) = self.publications.get_mut(&track) else { return };
-        if let Some(state) = publication.layers.get_mut(usize::from(layer)) {
-            state.last_packet = Some(now);
+        for (at, state) in publication.layers.iter_mut().enumerate() {
+            if at == usize::from(layer) {
+                (state.last_packet, state.missed) = (Some(now), 0);
+            } else if frame.starts_frame && !frame.is_late {
+                state.missed = state.missed.saturating_add(1);
+            }
         }
         let live = publication.live_layers(now);
         let mut missing = 0u8;
@@ -306,7 +330,7 @@ impl Room {
         }
         routed.words.extend(publication.news());
         for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
-            if publication.may_ask(now, layer) {
+            if publication.may_start(now, layer) {
                 routed.key_frames.push(layer);
             }
         }
@@ -464,6 +488,49 @@ mod tests {
         room.route(Instant::from_millis(401), TRACK, 0, KEY, &mut routed);
         assert_eq!(routed.hearers.len(), 3);
         assert!(routed.hearers.iter().all(|(_, verdict)| matches!(verdict, Verdict::Start { .. })));
+    }
+
+    #[test]
+    fn newcomers_of_a_busy_room_share_their_key_frames() {
+        // (hearers, newcomers' requests in four seconds of one newcomer each 100 ms)
+        for (hearers, most) in [(1, 8), (40, 3), (200, 2)] {
+            let mut room = room_of(hearers);
+            let (mut routed, mut asked) = (Routed::default(), 0);
+            room.route(Instant::from_millis(0), TRACK, 0, KEY, &mut routed);
+            for step in 0..400u64 {
+                if step % 10 == 0 {
+                    // Away and back: a newcomer to the stream.
+                    room.unsubscribe(TRACK, SessionId(1));
+                    room.subscribe(TRACK, SessionId(1));
+                }
+                room.route(Instant::from_millis(10_000 + 10 * step), TRACK, 0, FrameInfo::default(), &mut routed);
+                asked += routed.key_frames.len();
+            }
+            assert_eq!(asked, most, "{hearers} hearers");
+        }
+    }
+
+    #[test]
+    fn a_layer_that_its_encoder_has_given_up_is_noticed_by_the_frames_of_the_others() {
+        let mut room = room_of(1);
+        let mut routed = Routed::default();
+        let frame = FrameInfo { starts_frame: true, ..FrameInfo::default() };
+        let mut route = |ms, layer, frame| {
+            room.route(Instant::from_millis(ms), TRACK, layer, frame, &mut routed);
+            (routed.hearers.len(), routed.key_frames.clone())
+        };
+        for layer in 0..3 {
+            route(0, layer, KEY);
+        }
+        assert_eq!(route(33, 2, frame), (1, vec![]), "the best one passes");
+        // At three frames a second; a fast camera is given 300 ms.
+        for (step, ms) in [300, 600, 900].into_iter().enumerate() {
+            for layer in 0..2 {
+                let asked = route(ms, layer, frame).1;
+                assert_eq!(asked, if (step, layer) == (2, 1) { vec![1] } else { vec![] }, "{ms} ms, layer {layer}");
+            }
+        }
+        assert_eq!(route(950, 1, KEY).0, 1);
     }
 
     #[test]

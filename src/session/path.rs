@@ -78,11 +78,13 @@ impl Route {
 /// Bytes that may wait for one connection.
 const QUEUE_MAX: usize = 512 * 1024;
 /// How long a frame may wait before newer ones are refused: older media is of no use to anybody.
-const AGE_MAX: Duration = Duration::from_millis(500);
+const AGE_MAX: Duration = Duration::from_millis(1000);
 
-/// Ages of the oldest frame in a queue from which on pictures are left out: those that nothing depends on, then any.
+/// Ages of the oldest frame in a queue from which on pictures are left out: those that nothing depends on, then any. A lost
+/// segment whose repair is lost too stands still for half a second, and then all of it arrives at once: whoever leaves out
+/// a picture that others depend on pays with a key frame, and only a way that is really too narrow is worth that.
 const BEHIND: Duration = Duration::from_millis(200);
-const FAR_BEHIND: Duration = Duration::from_millis(400);
+const FAR_BEHIND: Duration = Duration::from_millis(800);
 
 /// How far a path is behind what is written to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -295,15 +297,15 @@ mod tests {
     fn a_queue_is_bounded_in_time_and_bytes() {
         let mut queue = FrameQueue::default();
         assert!(queue.push(Instant::from_millis(0), &[1; 10], Cargo::Picture));
-        assert!(queue.push(Instant::from_millis(500), &[2; 10], Cargo::Picture));
-        assert!(!queue.push(Instant::from_millis(501), &[3; 10], Cargo::Picture), "late media");
-        assert!(queue.push(Instant::from_millis(501), &[4; 10], Cargo::Data), "what does not age still passes");
+        assert!(queue.push(Instant::from_millis(1_000), &[2; 10], Cargo::Picture));
+        assert!(!queue.push(Instant::from_millis(1_001), &[3; 10], Cargo::Picture), "late media");
+        assert!(queue.push(Instant::from_millis(1_001), &[4; 10], Cargo::Data), "what does not age still passes");
         let mut out = Vec::new();
         queue.take(15, &mut out);
         assert_eq!(out, [1; 10], "whole frames only");
         queue.take(1, &mut out);
         assert_eq!(out.len(), 20, "at least one");
-        assert!(!queue.push(Instant::from_millis(501), &vec![0; QUEUE_MAX], Cargo::Data), "full");
+        assert!(!queue.push(Instant::from_millis(1_001), &vec![0; QUEUE_MAX], Cargo::Data), "full");
     }
 
     #[test]
@@ -313,9 +315,9 @@ mod tests {
         for i in 0..100 {
             assert!(queue.push(at(i), &[0; 1_000], Cargo::Picture));
         }
-        assert!(queue.push(at(600), &[7; 100], Cargo::Sound), "pictures that wait do not make it late");
-        assert!(queue.push(at(600), &[8; 50], Cargo::Answer));
-        assert_eq!(queue.lag(at(600)), Lag::FarBehind);
+        assert!(queue.push(at(1_200), &[7; 100], Cargo::Sound), "pictures that wait do not make it late");
+        assert!(queue.push(at(1_200), &[8; 50], Cargo::Answer));
+        assert_eq!(queue.lag(at(1_200)), Lag::FarBehind);
         let mut out = Vec::new();
         queue.take(1_200, &mut out);
         assert_eq!((out.len(), out[0], out[100], out[150]), (1_150, 7, 8, 0));

@@ -28,9 +28,14 @@ function trustingHome(lab, authority) {
   const home = join(lab.dir, "home");
   const store = join(home, ".pki/nssdb");
   mkdirSync(store, { recursive: true });
+  trust(store, authority);
+  return home;
+}
+
+/** Makes a certificate store that trusts the authority. */
+function trust(store, authority) {
   execFileSync("certutil", ["-N", "--empty-password", "-d", `sql:${store}`]);
   execFileSync("certutil", ["-A", "-n", "postern", "-t", "C,,", "-i", authority, "-d", `sql:${store}`]);
-  return home;
 }
 
 let home, sound;
@@ -82,7 +87,7 @@ export async function startMortalChromium(lab, server, place) {
  * Firefox listens for its driver on the namespace's own loopback: a bridge carries each connection in there. Both sides
  * use one port number, because Firefox checks the Host header.
  */
-export async function startFirefox(lab, place) {
+export async function startFirefox(lab, server, place) {
   let port;
   const bridge = createServer((socket) => {
     const carry = `const s=require("net").connect(${port},"127.0.0.1");s.on("error",()=>process.exit());process.stdin.pipe(s);s.pipe(process.stdout)`;
@@ -103,6 +108,7 @@ export async function startFirefox(lab, place) {
     "browser.shell.checkDefaultBrowser": false,
     "datareporting.policy.dataSubmissionEnabled": false,
   };
+  trust(profile, server.authority);
   writeFileSync(join(profile, "user.js"), Object.entries(prefs).map(([k, v]) => `user_pref(${JSON.stringify(k)}, ${JSON.stringify(v)});\n`).join(""));
   const args = ["--headless", "--no-remote", "--profile", profile, "--remote-debugging-port", String(port)];
   const firefox = lab.spawn(lab.names[place], FIREFOX, args, { env: { ...process.env, HOME: profile } });
@@ -241,7 +247,7 @@ export class Participant {
       const rows = await window.postern.stats();
       const byId = new Map(rows.map((row) => [row.id, row]));
       const transport = rows.find((row) => row.type === "transport" && row.selectedCandidatePairId);
-      const pair = byId.get(transport?.selectedCandidatePairId);
+      const pair = byId.get(transport?.selectedCandidatePairId) ?? rows.find((row) => row.type === "candidate-pair" && row.selected);
       const local = byId.get(pair?.localCandidateId);
       return local?.candidateType === "relay" ? `relay/${local.relayProtocol}` : local?.protocol;
     });

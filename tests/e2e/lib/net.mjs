@@ -5,7 +5,7 @@
 //   home   10.99.3.2 ── 10.99.3.1 ┤
 //   far    10.99.4.2 ~~ 10.99.4.1 ┘   a long, lossy wire, once `far` has been called
 //
-// The office lies behind the firewall, the others do not. The server has a public address (of the documentation range):
+// The office lies behind the firewall unless another place is named, the others do not. The server has a public address (of the documentation range):
 // Chromium refuses candidates on port 443 of a private one.
 
 import { execFileSync, spawn } from "node:child_process";
@@ -20,8 +20,8 @@ export const PROXY = "10.99.1.1:8888";
 
 const run = (command, ...args) => execFileSync(command, args, { encoding: "utf8", stdio: ["pipe", "pipe", "pipe"] });
 
-// The rules that a bank's middlebox comes down to. Replies pass; what the office opens is looked at.
-const OFFICE = {
+// The rules that a bank's middlebox comes down to. Replies pass; what is opened from behind it is looked at.
+const RULES = {
   open: "accept",
   // Any TCP on 443.
   port: "ct direction reply accept\n tcp dport 443 accept",
@@ -101,15 +101,15 @@ export class Lab {
     return child;
   }
 
-  /** What the office may reach: "open", "port", "tls" or "closed". */
-  firewall(kind) {
+  /** What a place may reach: "open", "port", "tls" or "closed". */
+  firewall(kind, place = "office") {
     const rules = `table inet postern
 delete table inet postern
 table inet postern {
  chain pass {
  type filter hook forward priority 0; policy drop;
- iifname { "home", "far", "server" } oifname { "home", "far", "server" } accept
- ${OFFICE[kind]}
+ iifname != "${place}" oifname != "${place}" accept
+ ${RULES[kind]}
  meta l4proto tcp reject with tcp reset
  }
 }`;
