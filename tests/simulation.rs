@@ -23,7 +23,7 @@ fn settle(world: &mut World) {
 
 #[test]
 fn two_sessions_over_a_lossy_net() {
-    for seed in 0..8 {
+    for_each_seed("two_sessions_over_a_lossy_net", 8, |seed| {
         let mut world = World::new(seed, 1, Net::new(seed, 30, 10, 5..40));
         let arrival = Arrival { way: Way::Udp, ingress: WorkerId(0), owner: WorkerId(0) };
         world.join(&[arrival, arrival]);
@@ -38,7 +38,7 @@ fn two_sessions_over_a_lossy_net() {
         }
         assert_eq!(world.peer(1).messages.len(), 1, "seed {seed}");
         settle(&mut world);
-    }
+    });
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn a_room_of_fifty_on_two_workers_crosses_the_ring_once_a_packet() {
 /// Bursts of loss on both legs, reordering and duplicates, on two workers, while everybody wants another layer every second.
 #[test]
 fn pictures_stay_continuous_through_storms_and_switches() {
-    for seed in seeds() {
+    for_each_seed("pictures_stay_continuous_through_storms_and_switches", 12, |seed| {
         let mut world = World::new(seed, 2, Net::new(seed, 10, 10, 10..35));
         world.films = true;
         let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
@@ -164,7 +164,13 @@ fn pictures_stay_continuous_through_storms_and_switches() {
         let ends: Vec<_> = pairs().map(|(at, of)| world.eyes(at, of).map_or(0, |e| e.newest())).collect();
         world.run(Duration::from_secs(3));
         let (mut packets, mut missing) = (0, 0);
+        let (mut frames_apart, mut frames_settled) = (0, 0);
         for ((at, of), end) in pairs().zip(ends) {
+            let skews = world.skews_us(at, of);
+            let settled = skews.iter().filter(|(_, is_catching_up)| !is_catching_up).count();
+            let apart = skews.iter().filter(|(us, is_catching_up)| !is_catching_up && *us > 40_000).count();
+            frames_apart += apart;
+            frames_settled += settled;
             let eyes = world.eyes(at, of).expect("a picture");
             let sight = eyes.look(&format!("seed {seed}: {at} of {of}"), end);
             assert!(sight.frames > 150 && sight.switches > 2, "seed {seed}: {at} of {of}: {sight:?}");
@@ -176,12 +182,41 @@ fn pictures_stay_continuous_through_storms_and_switches() {
         }
         // What bursts of a fifth take away on both legs, five requests within 165 ms (str0m's) cannot all bring back.
         assert!(missing * 33 < packets, "seed {seed}: {missing} of {packets} missing {:?}", repairs(&world));
+        assert!(frames_settled > 1_000, "seed {seed}: {frames_settled} frames behind a sender report");
+        assert!(
+            frames_apart * 20 < frames_settled,
+            "seed {seed}: in {frames_apart} of {frames_settled} frames sound and picture are 40 ms apart"
+        );
         world.is_talking = false;
         world.run(Duration::from_millis(300));
         check::conservation(&world);
         world.leave();
         assert_eq!(world.shards.iter().map(|s| s.stored_bytes()).sum::<usize>(), 0, "seed {seed}: memory comes back");
-    }
+    });
+}
+
+/// Where nothing is lost, whatever layer somebody watches, sound and picture are shown together.
+#[test]
+fn sound_and_picture_stay_together_over_switches() {
+    for_each_seed("sound_and_picture_stay_together_over_switches", 6, |seed| {
+        let mut world = World::new(seed, 2, Net::new(seed, 0, 0, 10..35));
+        world.films = true;
+        let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
+        world.join(&[of(0), of(1), of(0)]);
+        world.run(Duration::from_secs(4));
+        for second in 0..10u64 {
+            for (at, of) in pairs() {
+                let layer_max = ((seed + second + at as u64 * 2 + of as u64) % 3) as u8;
+                world.want(at, of, Some(Wanted { layer_max, ..Wanted::ALL }));
+            }
+            world.run(Duration::from_secs(1));
+        }
+        for (at, of) in pairs() {
+            let skews = world.skews_us(at, of);
+            let worst_us = skews.iter().map(|(us, _)| *us).max().unwrap_or(i64::MAX);
+            assert!(skews.len() > 200 && worst_us < 40_000, "seed {seed}: {at} of {of}: {} frames, at most {worst_us} us", skews.len());
+        }
+    });
 }
 
 /// What became of retransmissions.
@@ -196,11 +231,28 @@ fn pairs() -> impl Iterator<Item = (usize, usize)> {
     (0..3).flat_map(|at| (0..3).filter(move |of| *of != at).map(move |of| (at, of)))
 }
 
-/// `POSTERN_SEED` runs one seed again; `POSTERN_SEEDS` runs more than usual.
-fn seeds() -> std::ops::Range<u64> {
+/// Where seeds that have failed once are kept: they run first, for ever.
+const SEEDS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/seeds.txt");
+
+/// Runs a world for each seed. One that fails is named and kept. `POSTERN_SEED` runs one seed again, `POSTERN_SEEDS` more
+/// than usual.
+fn for_each_seed(test: &str, usual: u64, run: impl Fn(u64)) {
     let number = |name: &str| std::env::var(name).ok().and_then(|v| v.parse::<u64>().ok());
+    let kept = std::fs::read_to_string(SEEDS).unwrap_or_default();
+    let of_this = |line: &str| line.strip_prefix(test)?.split_whitespace().next()?.parse::<u64>().ok();
+    let mut seeds: Vec<u64> = kept.lines().filter_map(of_this).collect();
     match number("POSTERN_SEED") {
-        Some(seed) => seed..seed + 1,
-        None => 0..number("POSTERN_SEEDS").unwrap_or(12),
+        Some(seed) => seeds = vec![seed],
+        None => seeds.extend(0..number("POSTERN_SEEDS").unwrap_or(usual)),
+    }
+    for seed in seeds {
+        let Err(failure) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed))) else { continue };
+        let line = format!("{test} {seed}");
+        eprintln!("the failing seed is `{line}`: again with POSTERN_SEED={seed}");
+        if !kept.lines().any(|l| l.starts_with(&line)) {
+            let file = std::fs::OpenOptions::new().append(true).create(true).open(SEEDS);
+            let _ = file.and_then(|mut file| std::io::Write::write_all(&mut file, format!("{line}\n").as_bytes()));
+        }
+        std::panic::resume_unwind(failure);
     }
 }

@@ -28,8 +28,8 @@ impl Instant {
         self.0 / 1_000_000
     }
 
-    /// This clock as an NTP timestamp (RFC 3550 §4: any clock will do that all streams share). It begins with
-    /// an arbitrary second, because zero has a meaning in reports.
+    /// This clock as an NTP timestamp (RFC 3550 §4: any clock will do that all streams share). It begins in
+    /// 1970: zero has a meaning in reports, and some receivers know no time before.
     pub const fn as_ntp(self) -> u64 {
         let secs = self.0 / 1_000_000_000 + NTP_BASE_S;
         (secs << 32) | (((self.0 % 1_000_000_000) << 32) / 1_000_000_000)
@@ -41,7 +41,7 @@ impl Instant {
     }
 }
 
-const NTP_BASE_S: u64 = 1 << 30;
+const NTP_BASE_S: u64 = 2_208_988_800;
 
 impl Add<Duration> for Instant {
     type Output = Instant;

@@ -12,7 +12,7 @@
 use std::collections::VecDeque;
 
 /// Switches that can be looked back at.
-const EPOCHS_MAX: usize = 8;
+const EPOCHS_MAX: usize = 14;
 
 /// `WORDS * 64` numbers are remembered; `E` is what the caller ties to an epoch.
 pub struct Renumber<E, const WORDS: usize> {
@@ -20,8 +20,7 @@ pub struct Renumber<E, const WORDS: usize> {
     /// Positions seen: the newest is `end - 1`.
     end: u64,
     dropped: [u64; WORDS],
-    /// Dropped before each word, since the beginning.
-    before: [u64; WORDS],
+    /// Since the beginning.
     dropped_total: u64,
 }
 
@@ -44,7 +43,7 @@ pub enum Fate {
 
 impl<E, const WORDS: usize> Default for Renumber<E, WORDS> {
     fn default() -> Self {
-        Self { epochs: VecDeque::with_capacity(EPOCHS_MAX), end: 0, dropped: [0; WORDS], before: [0; WORDS], dropped_total: 0 }
+        Self { epochs: VecDeque::with_capacity(EPOCHS_MAX), end: 0, dropped: [0; WORDS], dropped_total: 0 }
     }
 }
 
@@ -87,6 +86,11 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
     /// Whether this number of the current source is newer than all before it.
     pub fn is_new(&self, sequence: u64) -> bool {
         self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) >= self.end)
+    }
+
+    /// Whether this number of the current source follows on all before it, none of which is on its way.
+    pub fn is_next(&self, sequence: u64) -> bool {
+        self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) == self.end)
     }
 
     /// Whether a number can be remembered or follows closely.
@@ -134,8 +138,13 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
     pub fn find(&self, out: u64) -> Option<(&E, u64)> {
         let newest_word = self.end.checked_sub(1)? / 64;
         let oldest_word = newest_word.saturating_sub(WORDS as u64 - 1);
-        let word = (oldest_word..=newest_word).rev().find(|w| w * 64 - self.before[(w % WORDS as u64) as usize] <= out)?;
-        let mut to_pass = out - (word * 64 - self.before[(word % WORDS as u64) as usize]);
+        let mut before = self.dropped_total;
+        let (word, first_out) = (oldest_word..=newest_word).rev().find_map(|word| {
+            before -= self.dropped_in(word);
+            let first_out = word * 64 - before;
+            (first_out <= out).then_some((word, first_out))
+        })?;
+        let mut to_pass = out - first_out;
         let mut kept = !self.dropped[(word % WORDS as u64) as usize];
         while to_pass > 0 && kept != 0 {
             kept &= kept - 1;
@@ -163,7 +172,13 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         if self.dropped[word] & bit != 0 {
             return Fate::Dropped;
         }
-        Fate::Out(position - self.before[word] - u64::from((self.dropped[word] & (bit - 1)).count_ones()))
+        let not_before = (position / 64..self.end.div_ceil(64)).map(|w| self.dropped_in(w)).sum::<u64>();
+        let before = self.dropped_total - not_before + u64::from((self.dropped[word] & (bit - 1)).count_ones());
+        Fate::Out(position - before)
+    }
+
+    fn dropped_in(&self, word: u64) -> u64 {
+        u64::from(self.dropped[(word % WORDS as u64) as usize].count_ones())
     }
 
     fn place(position: u64) -> (usize, u64) {
@@ -176,7 +191,6 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         let needed = end.div_ceil(64);
         for word in opened.max(needed.saturating_sub(WORDS as u64))..needed {
             self.dropped[(word % WORDS as u64) as usize] = 0;
-            self.before[(word % WORDS as u64) as usize] = self.dropped_total;
         }
         self.end = end;
     }

@@ -2,7 +2,8 @@
 //!
 //! * Sequence: [`Renumber`] closes up over what is taken out, keeps the gaps of what is lost, and finds its way back for
 //!   a retransmission. A switch begins an epoch; what a switch cut off stays visibly incomplete.
-//! * Timestamp: on a switch by the sender's clock when both layers have a report, by arrival before that.
+//! * Timestamp: on a switch by the sender's clock when both layers have a report, by arrival before that. Time only goes on:
+//!   what is older than the last frame out gets the next tick, until those behind it have their own time again.
 //! * The frame number of a dependency descriptor continues over a switch; those that were left out stay left out.
 //! * VP8 picture id and TL0PICIDX continue over a switch and over dropped temporal layers (RFC 7741 §4.2): a gap would
 //!   make the receiver wait.
@@ -15,6 +16,8 @@ use std::collections::VecDeque;
 
 /// How much further than the arrival a sender's clock may move a timestamp on a switch.
 const SKEW_MAX: Duration = Duration::from_millis(75);
+/// How much older than the last frame out the first one of another layer may be.
+const LATE_MAX: Duration = Duration::from_secs(2);
 /// Retransmissions remembered, so that a second request within a round trip is not answered.
 const RESENT_MAX: usize = 128;
 const FILLED_MAX: usize = 64;
@@ -78,6 +81,8 @@ struct Epoch {
     spatial_max: u8,
     serial: u16,
     timestamp_offset: u32,
+    /// The same, had it not been for frames that were out already.
+    true_offset: u32,
     tl0_offset: u8,
     frame_offset: u16,
 }
@@ -94,12 +99,18 @@ impl Mapped {
 struct Last {
     index: u64,
     timestamp: u32,
+    true_timestamp: u32,
     at: Instant,
     sent_ntp: Option<u64>,
     ntp: Option<u64>,
     marker: bool,
     tl0_pic_idx: u8,
     frame_number: u16,
+}
+
+/// The one of two timestamps that lies ahead.
+fn later(a: u32, b: u32) -> u32 {
+    if a.wrapping_sub(b) as i32 > 0 { a } else { b }
 }
 
 pub struct RtpOut {
@@ -161,14 +172,15 @@ impl RtpOut {
     pub fn switch(&mut self, input: &Input, spatial_max: u8) {
         self.serial = self.serial.wrapping_add(1);
         let (ssrc, layer, serial) = (input.ssrc, input.layer, self.serial);
-        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, tl0_offset: 0, frame_offset: 0 };
+        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, true_offset: 0, tl0_offset: 0, frame_offset: 0 };
         if let Some(last) = &self.last {
             if !last.marker {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
                 self.numbers.leave_gap();
             }
-            let timestamp = last.timestamp.wrapping_add(self.elapsed_ticks(last, input));
-            epoch.timestamp_offset = timestamp.wrapping_sub(input.timestamp);
+            let true_timestamp = self.true_timestamp(last, input);
+            epoch.true_offset = true_timestamp.wrapping_sub(input.timestamp);
+            epoch.timestamp_offset = later(true_timestamp, last.timestamp.wrapping_add(1)).wrapping_sub(input.timestamp);
             let tl0 = input.picture.map_or(0, |(_, tl0)| tl0);
             epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(tl0);
             epoch.frame_offset = last.frame_number.wrapping_add(1).wrapping_sub(input.frame_number.unwrap_or(0));
@@ -200,20 +212,29 @@ impl RtpOut {
         }
     }
 
-    /// RTP ticks between the last packet out and this one; never zero, or two frames would share a timestamp.
-    fn elapsed_ticks(&self, last: &Last, input: &Input) -> u32 {
-        let arrived = input.now.since(last.at);
-        let by_clock = match (last.sent_ntp, input.sent_ntp) {
-            (Some(then), Some(now)) => {
-                let ntp = now.wrapping_sub(then) as i64;
-                let micros = (i128::from(ntp) * 1_000_000) >> 32;
-                u64::try_from(micros).ok().map(Duration::from_micros)
-            }
-            _ => None,
-        };
-        let elapsed = by_clock.filter(|d| *d <= arrived + SKEW_MAX).unwrap_or(arrived);
-        let ticks = elapsed.as_micros() * u128::from(self.clock_rate) / 1_000_000;
-        (ticks as u32).max(1)
+    /// The timestamp of a packet from another source, when that of the last one out is known.
+    fn true_timestamp(&self, last: &Last, input: &Input) -> u32 {
+        let arrived_us = input.now.since(last.at).as_micros() as i64;
+        let believed = -(LATE_MAX.as_micros() as i64)..=arrived_us + SKEW_MAX.as_micros() as i64;
+        let by_clock =
+            last.sent_ntp.zip(input.sent_ntp).map(|(then, now)| ((i128::from(now.wrapping_sub(then) as i64) * 1_000_000) >> 32) as i64);
+        let ticks = |us: i64| (i128::from(us) * i128::from(self.clock_rate) / 1_000_000) as u32;
+        match by_clock.filter(|us| believed.contains(us)) {
+            Some(us) => last.true_timestamp.wrapping_add(ticks(us)),
+            None => last.timestamp.wrapping_add(ticks(arrived_us).max(1)),
+        }
+    }
+
+    /// After a layer that started late: each new frame comes as near to its own time as what went out before allows.
+    fn catch_up(&mut self, input: &Input) {
+        let Some(epoch) = self.numbers.current().copied().filter(|e| e.ssrc == input.ssrc) else { return };
+        let Some(last) = self.last.as_ref().filter(|_| epoch.timestamp_offset != epoch.true_offset) else { return };
+        // None of an older frame may be on its way: time would go back for it.
+        if last.marker && self.numbers.is_next(input.sequence) {
+            let timestamp = later(input.timestamp.wrapping_add(epoch.true_offset), last.timestamp.wrapping_add(1));
+            let timestamp_offset = timestamp.wrapping_sub(input.timestamp);
+            self.numbers.split(input.sequence, Epoch { timestamp_offset, ..epoch });
+        }
     }
 
     /// This packet carries nothing for the receiver, and what follows closes up. `with_picture`: nor does any other of its
@@ -249,10 +270,12 @@ impl RtpOut {
     /// The numbers for a packet of the current source, or for a late one of an earlier source.
     pub fn map(&mut self, input: &Input) -> Verdict {
         self.anchor_pictures(input);
+        self.catch_up(input);
         let Some((Fate::Out(out), epoch)) = self.numbers.take(input.sequence, |e| e.ssrc == input.ssrc) else {
             return Verdict::Leave;
         };
         let mut mapped = Mapped::new(self.first_index + out, input, epoch);
+        let true_timestamp = input.timestamp.wrapping_add(epoch.true_offset);
         let (tl0_offset, serial) = (epoch.tl0_offset, epoch.serial);
         if self.filled.contains(&mapped.index) {
             return Verdict::Fill(mapped);
@@ -270,6 +293,7 @@ impl RtpOut {
             self.last = Some(Last {
                 index: mapped.index,
                 timestamp: mapped.timestamp,
+                true_timestamp,
                 at: input.now,
                 sent_ntp: input.sent_ntp,
                 ntp: input.ntp,
@@ -444,6 +468,29 @@ mod tests {
         let fourth = Input { sent_ntp: Some(200 << 32), ssrc: 6, ..input(270, 90, 1) };
         out.switch(&fourth, 2);
         assert_eq!(sent(out.map(&fourth)).expect("current").timestamp, mapped.timestamp + 900);
+    }
+
+    #[test]
+    fn a_layer_that_starts_late_gets_its_own_time_back() {
+        let at = |ms: u64| Some((100 << 32) + (ms << 32) / 1000);
+        let mut out = out();
+        let send = |out: &mut RtpOut, ms, ssrc, sequence, timestamp, sent_ms, switches: bool| {
+            let marker = sequence != 70;
+            let packet = Input { ssrc, sent_ntp: at(sent_ms), marker, ..input(ms, sequence, timestamp) };
+            if switches {
+                out.switch(&packet, 2);
+            }
+            sent(out.map(&packet)).expect("current").timestamp
+        };
+        assert_eq!(send(&mut out, 0, 5, 1, 9_000, 0, true), 9_000);
+        assert_eq!(send(&mut out, 100, 5, 2, 18_000, 100, false), 18_000);
+        // Its key frame was repaired: taken 60 ms before the last frame that went out.
+        assert_eq!(send(&mut out, 110, 6, 70, 500, 40, true), 18_001, "time goes on");
+        assert_eq!(send(&mut out, 111, 6, 71, 500, 40, false), 18_001, "one frame, one timestamp");
+        assert_eq!(send(&mut out, 112, 6, 72, 500 + 3_600, 80, false), 18_002, "no room yet");
+        assert_eq!(send(&mut out, 150, 6, 73, 500 + 7_200, 120, false), 9_000 + 10_800, "120 ms after the first frame");
+        assert_eq!(send(&mut out, 201, 6, 72, 500 + 3_600, 80, false), 18_002, "again as it was");
+        assert_eq!(send(&mut out, 240, 5, 9, 9_000 + 21_600, 240, true), 9_000 + 21_600, "and the first layer its own");
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! the eyes that look at what a hearer got of it.
 //!
 //! ```text
-//! | VP8 descriptor: picture id 15, TL0PICIDX, TID, Y | frame tag | layer(8) | frame(32) | part(8) | parts(8) | filling
+//! | VP8 descriptor: picture id 15, TL0PICIDX, TID, Y | frame tag | layer(8) | frame(32) | part(8) | parts(8) | when(64, us) | filling
 //! ```
 
 use crate::wire::vp8::Descriptor;
@@ -13,6 +13,8 @@ pub const LAYERS: usize = 3;
 const PARTS: [u8; LAYERS] = [1, 2, 4];
 /// Temporal layers of four frames.
 const PATTERN: [u8; 4] = [0, 2, 1, 2];
+/// Frames that a switch may take to catch up: half a second.
+const CATCH_UP_FRAMES: u32 = 16;
 /// RTP ticks between two frames.
 const TICKS: u32 = 3_000;
 
@@ -49,8 +51,8 @@ impl Camera {
         self.layers[layer].wants_key = true;
     }
 
-    /// The next frame of every layer.
-    pub fn shoot(&mut self) -> Vec<Shot> {
+    /// The next frame of every layer, taken at `us`.
+    pub fn shoot(&mut self, us: u64) -> Vec<Shot> {
         let mut shots = Vec::new();
         for (layer, state) in self.layers.iter_mut().enumerate() {
             let is_key = std::mem::take(&mut state.wants_key);
@@ -72,12 +74,19 @@ impl Camera {
                 let mut payload = vec![start, 0xE0, high, low, state.tl0, temporal << 6 | sync, u8::from(!is_key), layer as u8];
                 payload.extend(state.frame.to_be_bytes());
                 payload.extend([part, parts]);
+                payload.extend(us.to_be_bytes());
                 payload.resize(300 + 40 * usize::from(part), 0xAA);
                 shots.push(Shot { layer, sequence: state.sequence, time, marker: part + 1 == parts, payload });
             }
         }
         shots
     }
+}
+
+/// When the frame of a packet was taken, us.
+pub fn taken_at(payload: &[u8]) -> Option<u64> {
+    let descriptor = Descriptor::read(payload)?;
+    Some(u64::from_be_bytes(payload.get(descriptor.len + 8..descriptor.len + 16)?.try_into().ok()?))
 }
 
 /// A received packet, as far as the eyes look at it.
@@ -98,6 +107,8 @@ struct Seen {
 #[derive(Default)]
 pub struct Eyes {
     packets: BTreeMap<u64, Option<Seen>>,
+    /// How far from the truth the sender report before it makes each packet's time, us.
+    clock_errors: BTreeMap<u64, i64>,
 }
 
 /// What the eyes found.
@@ -162,6 +173,25 @@ impl Eyes {
             }
         }
         sight
+    }
+
+    pub fn see_clock(&mut self, sequence: u64, error_us: i64) {
+        self.clock_errors.insert(sequence, error_us);
+    }
+
+    /// Those errors, frame by frame, with whether the frame is right behind a switch: a key frame that came late may be
+    /// older than what was shown, and those behind it catch up.
+    pub fn clock_errors(&self) -> impl Iterator<Item = (i64, bool)> + '_ {
+        let (mut layer, mut frame, mut settled_at) = (None, None, 0);
+        self.packets.iter().filter_map(move |(number, seen)| {
+            let seen = seen.as_ref()?;
+            if layer.replace(seen.layer) != Some(seen.layer) {
+                settled_at = seen.frame + CATCH_UP_FRAMES;
+            }
+            let is_new = frame.replace(seen.frame) != Some(seen.frame);
+            let error = self.clock_errors.get(number).copied().filter(|_| is_new)?;
+            Some((error, seen.frame < settled_at))
+        })
     }
 
     /// The newest number seen.

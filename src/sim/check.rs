@@ -27,7 +27,7 @@ pub fn continuity(world: &mut World) {
             let offsets: Vec<u64> = packets
                 .iter()
                 .map(|(sequence, payload)| {
-                    let sent = u64::from_be_bytes(payload[..].try_into().expect("eight bytes"));
+                    let sent = u64::from_be_bytes(payload[..8].try_into().expect("eight bytes"));
                     sent.wrapping_sub(*sequence)
                 })
                 .collect();

@@ -36,7 +36,7 @@ const MEDIA_SOCKET: SocketId = SocketId(0);
 const TURN_SOCKET: SocketId = SocketId(1);
 /// Each peer sends a packet of its voice so often, and a frame of its camera.
 const TICK: Duration = Duration::from_millis(20);
-const FRAME: Duration = Duration::from_millis(33);
+const FRAME: Duration = Duration::from_nanos(33_333_333);
 /// Tracks of cameras stand behind those of voices.
 const CAMERAS: u64 = 1000;
 
@@ -301,8 +301,16 @@ impl World {
     }
 
     /// What a participant saw of somebody's camera.
-    pub fn eyes(&mut self, at: usize, of: usize) -> Option<&camera::Eyes> {
+    pub fn eyes(&self, at: usize, of: usize) -> Option<&camera::Eyes> {
         self.seats[at].peer.eyes.get(&ssrc_of(at, of, true))
+    }
+
+    /// How far sound and picture of a participant are apart at somebody who goes by our sender reports: frame by frame, us,
+    /// and whether the frame is right behind a switch.
+    pub fn skews_us(&self, at: usize, of: usize) -> Vec<(i64, bool)> {
+        let sound = self.seats[at].peer.clock_errors.get(&ssrc_of(at, of, false)).copied();
+        let (Some((least, most)), Some(eyes)) = (sound, self.eyes(at, of)) else { return Vec::new() };
+        eyes.clock_errors().map(|(picture, is_catching_up)| ((picture - least).max(most - picture), is_catching_up)).collect()
     }
 
     /// Everybody leaves.
@@ -361,11 +369,11 @@ impl World {
         let std_now = self.anchor.to_std(self.now);
         if let Some(seat) = self.seats.iter_mut().take(self.talkers).find(|s| self.is_talking && s.next_tick <= now.mono) {
             seat.next_tick = now.mono + TICK;
-            return seat.peer.speak(std_now);
+            return seat.peer.speak(std_now, now.mono.as_micros());
         }
         if let Some(seat) = self.seats.iter_mut().take(self.talkers).find(|s| self.films && self.is_talking && s.next_frame <= now.mono) {
             seat.next_frame = now.mono + FRAME;
-            return seat.peer.film(std_now);
+            return seat.peer.film(std_now, now.mono.as_micros());
         }
         if let Some(seat) = self.seats.iter_mut().find(|s| s.peer.deadline() <= std_now) {
             seat.peer.wake(std_now);

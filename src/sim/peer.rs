@@ -2,19 +2,19 @@
 //! their own. What it sends is carried bare, in frames, or through a TURN client that speaks just enough of RFC 8656.
 
 use super::Way;
-use super::camera::{Camera, Eyes, LAYERS};
+use super::camera::{self, Camera, Eyes, LAYERS};
 use crate::crypto::{HmacSha1, long_term_key};
 use crate::engine::ice::Credentials;
 use crate::wire::stun::{Class, Message, Method, TransactionId, Writer, attr};
 use crate::wire::turn::channel_data;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 use str0m::change::{SdpAnswer, SdpPendingOffer};
 use str0m::channel::ChannelId;
 use str0m::media::{Direction, MediaKind, Mid, Pt, Rid, Simulcast, SimulcastLayer};
 use str0m::net::{Protocol, Receive};
-use str0m::rtp::RtpWrite;
+use str0m::rtp::{RtpPacket, RtpWrite};
 use str0m::{Candidate, Event, Input, Output, Rtc};
 
 const OPUS: u8 = 111;
@@ -46,6 +46,8 @@ pub struct Peer {
     /// Sequence numbers of received media, by SSRC, in the order they came.
     pub heard: Vec<(u32, u64, Vec<u8>)>,
     pub messages: Vec<Vec<u8>>,
+    /// How far the sender reports of each voice were from the truth, by SSRC: least and most, us.
+    pub clock_errors: BTreeMap<u32, (i64, i64)>,
     offer: String,
 }
 
@@ -93,6 +95,7 @@ impl Peer {
             is_connected: false,
             heard: Vec::new(),
             messages: Vec::new(),
+            clock_errors: BTreeMap::new(),
             offer,
         }
     }
@@ -132,15 +135,15 @@ impl Peer {
         self.drain();
     }
 
-    /// Sends one packet of its voice.
-    pub fn speak(&mut self, now: Instant) {
+    /// Sends one packet of its voice, recorded at `us`.
+    pub fn speak(&mut self, now: Instant, us: u64) {
         if !self.is_connected {
             return;
         }
         self.sequence += 1;
         self.spoken += 1;
         let (sequence, time) = (self.sequence, (self.sequence * 960) as u32);
-        let payload = sequence.to_be_bytes().to_vec();
+        let payload = [sequence.to_be_bytes(), us.to_be_bytes()].concat();
         if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(self.voice, None) {
             stream.write_rtp(RtpWrite::new(Pt::from(OPUS), sequence.into(), time, now, payload));
         }
@@ -148,10 +151,10 @@ impl Peer {
         self.drain();
     }
 
-    /// Sends the next frame of its camera.
-    pub fn film(&mut self, now: Instant) {
+    /// Sends the next frame of its camera, taken at `us`.
+    pub fn film(&mut self, now: Instant, us: u64) {
         let Some(mid) = self.picture.filter(|_| self.is_connected) else { return };
-        for shot in self.camera.shoot() {
+        for shot in self.camera.shoot(us) {
             if let Some(stream) = self.rtc.direct_api().stream_tx_by_mid(mid, Some(Rid::from(RIDS[shot.layer]))) {
                 if !self.films {
                     // A publisher with room to spare: nothing that is asked for is refused.
@@ -195,10 +198,21 @@ impl Peer {
                     Event::ChannelOpen(id, _) => self.channel = Some(id),
                     Event::ChannelData(data) => self.messages.push(data.data),
                     Event::RtpPacket(packet) if *packet.header.payload_type == VP8 => {
+                        let error = clock_error(&packet, 90_000, camera::taken_at(&packet.payload));
                         let eyes = self.eyes.entry(*packet.header.ssrc).or_default();
                         eyes.see(*packet.seq_no, packet.header.timestamp, &packet.payload);
+                        if let Some(error_us) = error {
+                            eyes.see_clock(*packet.seq_no, error_us);
+                        }
                     }
-                    Event::RtpPacket(packet) => self.heard.push((*packet.header.ssrc, *packet.seq_no, packet.payload.to_vec())),
+                    Event::RtpPacket(packet) => {
+                        let recorded_us = packet.payload.get(8..16).and_then(|b| Some(u64::from_be_bytes(b.try_into().ok()?)));
+                        if let Some(error_us) = clock_error(&packet, 48_000, recorded_us) {
+                            let (least, most) = self.clock_errors.entry(*packet.header.ssrc).or_insert((error_us, error_us));
+                            (*least, *most) = ((*least).min(error_us), (*most).max(error_us));
+                        }
+                        self.heard.push((*packet.header.ssrc, *packet.seq_no, packet.payload.to_vec()));
+                    }
                     Event::KeyframeRequest(request) => {
                         let layer = request.rid.and_then(|rid| RIDS.iter().position(|r| Rid::from(*r) == rid));
                         self.camera.wants_key(layer.unwrap_or(0));
@@ -212,6 +226,14 @@ impl Peer {
             }
         }
     }
+}
+
+/// What the last sender report says about when a packet was recorded, against when it was, us.
+fn clock_error(packet: &RtpPacket, clock_rate: i64, recorded_us: Option<u64>) -> Option<i64> {
+    let report = packet.last_sender_info?;
+    let ticks = packet.header.timestamp.wrapping_sub(report.rtp_time.numer() as u32) as i32;
+    let reported_us = report.ntp_time.duration_since(SystemTime::UNIX_EPOCH).ok()?.as_micros() as i64;
+    Some(reported_us + i64::from(ticks) * 1_000_000 / clock_rate - recorded_us? as i64)
 }
 
 /// The client's half of TURN: Allocate with its challenge, a permission, indications both ways.
