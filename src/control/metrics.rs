@@ -33,6 +33,9 @@ impl std::fmt::Debug for Shards {
 fn help(family: &str) -> (&'static str, &'static str) {
     match family {
         "datagrams_received" => ("", "UDP datagrams from the network"),
+        "udp_messages_received" => {
+            ("", "messages in which UDP datagrams came from the kernel; fewer than datagrams where it puts runs together")
+        }
         "stream_frames_received" => ("", "messages from TCP and TLS connections"),
         "datagrams_sent" => ("", "UDP datagrams handed to the kernel"),
         "udp_messages_sent" => ("", "messages in which UDP datagrams were handed to the kernel; fewer than datagrams where it segments"),

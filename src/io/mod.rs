@@ -257,6 +257,7 @@ impl Worker {
                 self.shard.handle_datagram(now, carrier, buf);
             }
         }
+        self.shard.counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
         busy
     }
 

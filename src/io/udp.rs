@@ -1,22 +1,26 @@
-//! UDP sockets in batches: recvmmsg in, sendmmsg out, with a source address and a segment size for every message.
+//! UDP sockets in batches: recvmmsg in, sendmmsg out, with a source address and a segment size for every message. What
+//! comes in runs (UDP_GRO) is cut apart here.
 //!
 //! The only `unsafe` of the data path. Everything that the kernel reads or writes lives in [`Batch`], whose arrays are
 //! set up anew before each call, so that no length left by an earlier message is taken for the next one's.
 
-use crate::base::buf::{PacketBuf, Pool};
+use crate::base::buf::{PAYLOAD_MAX, PacketBuf, Pool};
 use libc::{c_void, cmsghdr, iovec, mmsghdr, msghdr, sockaddr_storage, socklen_t};
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::io;
 use std::mem;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::task::{Context, Poll};
 use tokio::io::unix::AsyncFd;
 
 /// Messages of one system call.
 pub const BATCH: usize = 64;
-/// Room for the control messages of one packet: IPV6_PKTINFO (40) and UDP_SEGMENT (24).
+/// Room for the control messages of one packet: IPV6_PKTINFO (40) and UDP_SEGMENT or UDP_GRO (24).
 const CONTROL: usize = 96;
+/// Room for what a run has beyond its first packet's buffer: together the longest that UDP has.
+const RUN_REST: usize = 65_536 - PAYLOAD_MAX;
 /// Asked for; the kernel gives what net.core.rmem_max and wmem_max allow.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
@@ -56,10 +60,14 @@ struct Control([u8; CONTROL]);
 /// What the kernel works on. Boxed once per worker.
 pub struct Batch {
     messages: Box<[mmsghdr; BATCH]>,
-    parts: Box<[iovec; BATCH]>,
+    parts: Box<[[iovec; 2]; BATCH]>,
     names: Box<[sockaddr_storage; BATCH]>,
     controls: Box<[Control; BATCH]>,
     buffers: Vec<PacketBuf>,
+    /// For the rest of runs; pages that no run has touched cost nothing.
+    rests: Vec<u8>,
+    /// Messages that came in, of one datagram or a run of them.
+    pub received: u64,
 }
 
 // SAFETY: the raw pointers inside point into the boxes beside them and are only used during a call on `&mut self`.
@@ -75,6 +83,8 @@ impl Batch {
             names: Box::new(names),
             controls: Box::new([Control([0; CONTROL]); BATCH]),
             buffers: (0..BATCH).map(|_| pool.take()).collect(),
+            rests: vec![0; BATCH * RUN_REST],
+            received: 0,
         }
     }
 }
@@ -98,6 +108,8 @@ pub fn bind(address: SocketAddr) -> io::Result<Socket> {
     } else {
         set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO)?;
     }
+    // Best effort: without it every datagram is a message of its own.
+    let _ = set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO);
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
 }
@@ -185,9 +197,13 @@ impl UdpSocket {
 
 fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> io::Result<usize> {
     for i in 0..BATCH {
-        let room = batch.buffers[i].spare();
-        batch.parts[i] = iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+        let (room, rest) = (batch.buffers[i].spare(), &mut batch.rests[i * RUN_REST..(i + 1) * RUN_REST]);
+        batch.parts[i] = [
+            iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() },
+            iovec { iov_base: rest.as_mut_ptr().cast(), iov_len: rest.len() },
+        ];
         batch.messages[i].msg_hdr = header(&mut batch.names[i], &mut batch.parts[i], &mut batch.controls[i], CONTROL);
+        batch.messages[i].msg_hdr.msg_iovlen = 2;
         batch.messages[i].msg_len = 0;
     }
     // SAFETY: every pointer in `messages` points into arrays of `batch` that live through the call, with their true sizes.
@@ -196,6 +212,7 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
         return Err(io::Error::last_os_error());
     }
     let n = n as usize;
+    batch.received += n as u64;
     for i in 0..n {
         let message = &batch.messages[i];
         let Some(remote) = read_name(&batch.names[i]) else { continue };
@@ -203,20 +220,47 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
             continue;
         }
         let unspecified = if remote.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
-        let local = read_local(&message.msg_hdr).unwrap_or(unspecified);
+        let (local, segment) = read_control(&message.msg_hdr);
+        let local = local.unwrap_or(unspecified);
         let len = message.msg_len as usize;
+        let segment = segment.unwrap_or(len);
+        if segment > PAYLOAD_MAX {
+            continue;
+        }
         let mut buf = mem::replace(&mut batch.buffers[i], pool.take());
-        buf.set_len(len);
-        out.push(Received { remote, local, buf });
+        buf.set_len(len.min(PAYLOAD_MAX));
+        if segment == len {
+            out.push(Received { remote, local, buf });
+            continue;
+        }
+        let (first, rest) = (out.len(), &batch.rests[i * RUN_REST..]);
+        for start in (segment..len).step_by(segment) {
+            let end = (start + segment).min(len);
+            out.push(Received { remote, local, buf: cut(&buf, rest, start..end, pool) });
+        }
+        buf.set_len(segment);
+        out.insert(first, Received { remote, local, buf });
     }
     Ok(n)
+}
+
+/// A datagram of a run, which lies in `head` as far as that goes, and goes on in `rest`.
+fn cut(head: &[u8], rest: &[u8], range: Range<usize>, pool: &mut Pool) -> PacketBuf {
+    let mut buf = pool.take();
+    let in_head = &head[range.start.min(head.len())..range.end.min(head.len())];
+    let in_rest = &rest[range.start.max(head.len()) - head.len()..range.end.max(head.len()) - head.len()];
+    let room = buf.spare();
+    room[..in_head.len()].copy_from_slice(in_head);
+    room[in_head.len()..in_head.len() + in_rest.len()].copy_from_slice(in_rest);
+    buf.set_len(in_head.len() + in_rest.len());
+    buf
 }
 
 fn transmit(fd: RawFd, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Result<usize> {
     for (i, message) in messages.iter().enumerate() {
         let name_len = write_name(&mut batch.names[i], message.remote);
         // The kernel only reads through this pointer.
-        batch.parts[i] = iovec { iov_base: message.bytes.as_ptr().cast_mut().cast(), iov_len: message.bytes.len() };
+        batch.parts[i][0] = iovec { iov_base: message.bytes.as_ptr().cast_mut().cast(), iov_len: message.bytes.len() };
         let mut hdr = header(&mut batch.names[i], &mut batch.parts[i], &mut batch.controls[i], CONTROL);
         hdr.msg_namelen = name_len;
         write_control(&mut hdr, message);
@@ -227,12 +271,13 @@ fn transmit(fd: RawFd, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Resu
     if n < 0 { Err(io::Error::last_os_error()) } else { Ok(n as usize) }
 }
 
-fn header(name: &mut sockaddr_storage, part: &mut iovec, control: &mut Control, control_len: usize) -> msghdr {
+/// Of a message in one part; the second is for whoever raises the count.
+fn header(name: &mut sockaddr_storage, parts: &mut [iovec; 2], control: &mut Control, control_len: usize) -> msghdr {
     // SAFETY: all-zero is a valid msghdr; padding fields differ between C libraries.
     let mut hdr: msghdr = unsafe { mem::zeroed() };
     hdr.msg_name = (name as *mut sockaddr_storage).cast::<c_void>();
     hdr.msg_namelen = mem::size_of::<sockaddr_storage>() as socklen_t;
-    hdr.msg_iov = part;
+    hdr.msg_iov = parts.as_mut_ptr();
     hdr.msg_iovlen = 1;
     hdr.msg_control = control.0.as_mut_ptr().cast();
     hdr.msg_controllen = control_len as _;
@@ -263,8 +308,9 @@ fn write_name(name: &mut sockaddr_storage, addr: SocketAddr) -> socklen_t {
     addr.len()
 }
 
-/// The destination address of a received packet, from its control messages.
-fn read_local(hdr: &msghdr) -> Option<IpAddr> {
+/// From the control messages of what came in: the address it was sent to; of a run, the length of each datagram but the last.
+fn read_control(hdr: &msghdr) -> (Option<IpAddr>, Option<usize>) {
+    let (mut local, mut segment) = (None, None);
     // SAFETY: the kernel filled `msg_control` up to `msg_controllen`; the CMSG macros stay inside it.
     unsafe {
         let mut c: *const cmsghdr = libc::CMSG_FIRSTHDR(hdr);
@@ -272,17 +318,22 @@ fn read_local(hdr: &msghdr) -> Option<IpAddr> {
             match ((*c).cmsg_level, (*c).cmsg_type) {
                 (libc::IPPROTO_IP, libc::IP_PKTINFO) => {
                     let info: libc::in_pktinfo = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
-                    return Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))));
+                    local = Some(IpAddr::V4(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr))));
                 }
                 (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) => {
                     let info: libc::in6_pktinfo = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
-                    return Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
+                    local = Some(IpAddr::V6(Ipv6Addr::from(info.ipi6_addr.s6_addr)));
                 }
-                _ => c = libc::CMSG_NXTHDR(hdr, c),
+                (libc::SOL_UDP, libc::UDP_GRO) => {
+                    let len: i32 = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
+                    segment = usize::try_from(len).ok().filter(|len| *len > 0);
+                }
+                _ => {}
             }
+            c = libc::CMSG_NXTHDR(hdr, c);
         }
     }
-    None
+    (local, segment)
 }
 
 /// Source address and segment size of an outgoing message.
@@ -379,6 +430,32 @@ mod tests {
         let got = collect(&client, 5).await;
         let lens: Vec<usize> = got.iter().map(|r| r.buf.len()).collect();
         assert_eq!(lens, [5, 100, 100, 50, 5]);
+    }
+
+    #[tokio::test]
+    async fn a_run_that_comes_in_as_one_message_is_cut_apart() {
+        let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        let mut sender = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let receiver = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
+        let remote = SocketAddr::new(ip, port(&receiver));
+        // Pieces that end before, on and behind the end of the first buffer, and one that is a buffer.
+        for (segment, len) in [(1_000usize, 10_500usize), (1_024, 4_096), (1_200, 60_000), (PAYLOAD_MAX, 5_000), (700, 701)] {
+            let bytes: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
+            let run = Transmit { remote, local: ip, bytes: &bytes, segment: Some(segment as u16) };
+            assert_eq!(sender.send(&mut Batch::new(&mut Pool::new(0)), &[run]), 0);
+            let (mut pool, mut out) = (Pool::new(4), Vec::new());
+            let mut batch = Batch::new(&mut pool);
+            let want = len.div_ceil(segment);
+            std::future::poll_fn(|cx| {
+                while out.len() < want && receiver.poll_recv(cx, &mut batch, &mut pool, &mut out).is_ready() {}
+                if out.len() < want { Poll::Pending } else { Poll::Ready(()) }
+            })
+            .await;
+            let lens: Vec<usize> = out.iter().map(|r| r.buf.len()).collect();
+            assert!(lens[..want - 1].iter().all(|l| *l == segment), "{lens:?}");
+            assert_eq!(out.iter().flat_map(|r| r.buf.iter().copied()).collect::<Vec<u8>>(), bytes);
+            assert_eq!(batch.received, 1, "loopback keeps a run of {segment} together");
+        }
     }
 
     #[tokio::test]

@@ -34,6 +34,8 @@ macro_rules! counters {
 counters! {
     /// Datagrams from UDP sockets, redirected ones not counted again.
     DatagramsIn "datagrams_received" "",
+    /// What they came from the kernel in: several of one length may be one message.
+    MessagesIn "udp_messages_received" "",
     /// Frames from TCP and TLS connections.
     FramesIn "stream_frames_received" "",
     DatagramsOut "datagrams_sent" "",
@@ -152,6 +154,10 @@ counters! {
     DropDataMalformed "drops" "data_malformed",
     DropDataForbidden "drops" "data_forbidden",
     DropDataQueue "drops" "data_queue_full",
+    /// A reliable message that came before, sent again after a resume.
+    DropDataRepeated "drops" "data_repeated",
+    /// For a participant who has no channel, and has not just arrived.
+    DropDataNoChannel "drops" "data_no_channel",
     DropSendFailed "drops" "udp_send_failed",
 }
 
