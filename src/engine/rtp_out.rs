@@ -4,7 +4,8 @@
 //!   a retransmission. A switch begins an epoch; what a switch cut off stays visibly incomplete.
 //! * Timestamp: on a switch by the sender's clock when both layers have a report, by arrival before that. Time only goes on:
 //!   what is older than the last frame out gets the next tick, until those behind it have their own time again.
-//! * The frame number of a dependency descriptor continues over a switch; those that were left out stay left out.
+//! * The frame number of a dependency descriptor and the picture id of VP9 continue over a switch; what was left out of them
+//!   stays left out.
 //! * VP8 picture id and TL0PICIDX continue over a switch and over dropped temporal layers (RFC 7741 §4.2): a gap would
 //!   make the receiver wait.
 //! * Sender reports are ours: all publishers on one clock, so that a publisher's tracks stay in sync.
@@ -31,15 +32,18 @@ pub struct Input {
     /// Extended by `rtp_in`.
     pub sequence: u64,
     pub timestamp: u32,
+    /// Of timestamps, Hz.
+    pub clock_rate: u32,
     pub marker: bool,
     /// The sender's clock at `timestamp`, NTP format, and ours.
     pub sent_ntp: Option<u64>,
     pub ntp: Option<u64>,
     /// Extended picture id and TL0PICIDX of VP8.
-    pub picture: Option<(u64, u8)>,
+    pub picture: Option<u64>,
+    pub tl0_pic_idx: u8,
     /// Spatial layer whose frame ends with this packet, in a stream that carries several.
     pub ends_spatial: Option<u8>,
-    /// Of a dependency descriptor (AV1 RTP specification, annex A.8.1).
+    /// Of a dependency descriptor (AV1 RTP specification, annex A.8.1), or the picture id of VP9: numbers whose gaps stay.
     pub frame_number: Option<u16>,
 }
 
@@ -98,6 +102,7 @@ impl Mapped {
 
 struct Last {
     index: u64,
+    clock_rate: u32,
     timestamp: u32,
     true_timestamp: u32,
     at: Instant,
@@ -115,7 +120,6 @@ fn later(a: u32, b: u32) -> u32 {
 
 pub struct RtpOut {
     ssrc: u32,
-    clock_rate: u32,
     numbers: Renumber<Epoch, 32>,
     /// Epochs of pictures bear the serial number of their epoch of numbers.
     pictures: Renumber<u16, 4>,
@@ -136,10 +140,9 @@ pub struct RtpOut {
 
 impl RtpOut {
     /// `first_index` and `first_rtx_index`: extended numbers of the first packets.
-    pub fn new(ssrc: u32, rtx_ssrc: u32, clock_rate: u32, first_index: u64, first_rtx_index: u64) -> Self {
+    pub fn new(ssrc: u32, rtx_ssrc: u32, first_index: u64, first_rtx_index: u64) -> Self {
         Self {
             ssrc,
-            clock_rate,
             numbers: Renumber::default(),
             pictures: Renumber::default(),
             last: None,
@@ -178,28 +181,27 @@ impl RtpOut {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
                 self.numbers.leave_gap();
             }
-            let true_timestamp = self.true_timestamp(last, input);
+            let true_timestamp = Self::true_timestamp(last, input);
             epoch.true_offset = true_timestamp.wrapping_sub(input.timestamp);
             epoch.timestamp_offset = later(true_timestamp, last.timestamp.wrapping_add(1)).wrapping_sub(input.timestamp);
-            let tl0 = input.picture.map_or(0, |(_, tl0)| tl0);
-            epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(tl0);
+            epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(input.tl0_pic_idx);
             epoch.frame_offset = last.frame_number.wrapping_add(1).wrapping_sub(input.frame_number.unwrap_or(0));
         }
         self.numbers.switch(input.sequence, epoch);
-        if let Some((picture, _)) = input.picture {
+        if let Some(picture) = input.picture {
             self.pictures.switch(picture, serial);
         }
     }
 
     /// Pictures whose ids have no place behind the earlier ones: the encoder has started anew, or shows its first ones.
     fn anchor_pictures(&mut self, input: &Input) {
-        let Some((picture, tl0)) = input.picture else { return };
+        let Some(picture) = input.picture else { return };
         let Some(epoch) = self.numbers.current().copied().filter(|e| e.ssrc == input.ssrc) else { return };
         let is_new = self.last.as_ref().is_some_and(|_| self.numbers.is_new(input.sequence));
         if is_new && !self.pictures.has_place(picture, |serial| *serial == epoch.serial) {
             self.serial = self.serial.wrapping_add(1);
             let last_tl0 = self.last.as_ref().map_or(0, |l| l.tl0_pic_idx);
-            let tl0_offset = last_tl0.wrapping_add(1).wrapping_sub(tl0);
+            let tl0_offset = last_tl0.wrapping_add(1).wrapping_sub(input.tl0_pic_idx);
             self.numbers.split(input.sequence, Epoch { serial: self.serial, tl0_offset, ..epoch });
             self.pictures.switch(picture, self.serial);
         }
@@ -213,12 +215,12 @@ impl RtpOut {
     }
 
     /// The timestamp of a packet from another source, when that of the last one out is known.
-    fn true_timestamp(&self, last: &Last, input: &Input) -> u32 {
+    fn true_timestamp(last: &Last, input: &Input) -> u32 {
         let arrived_us = input.now.since(last.at).as_micros() as i64;
         let believed = -(LATE_MAX.as_micros() as i64)..=arrived_us + SKEW_MAX.as_micros() as i64;
         let by_clock =
             last.sent_ntp.zip(input.sent_ntp).map(|(then, now)| ((i128::from(now.wrapping_sub(then) as i64) * 1_000_000) >> 32) as i64);
-        let ticks = |us: i64| (i128::from(us) * i128::from(self.clock_rate) / 1_000_000) as u32;
+        let ticks = |us: i64| (i128::from(us) * i128::from(input.clock_rate) / 1_000_000) as u32;
         match by_clock.filter(|us| believed.contains(us)) {
             Some(us) => last.true_timestamp.wrapping_add(ticks(us)),
             None => last.timestamp.wrapping_add(ticks(arrived_us).max(1)),
@@ -240,7 +242,7 @@ impl RtpOut {
     /// This packet carries nothing for the receiver, and what follows closes up. `with_picture`: nor does any other of its
     /// frame. One that comes late is filled in, because what came after it has its number already.
     pub fn skip(&mut self, input: &Input, with_picture: bool) -> Verdict {
-        if let (Some((picture, _)), Some(epoch)) = (input.picture.filter(|_| with_picture), self.numbers.current()) {
+        if let (Some(picture), Some(epoch)) = (input.picture.filter(|_| with_picture), self.numbers.current()) {
             let serial = epoch.serial;
             self.pictures.drop(picture, |s| *s == serial);
         }
@@ -280,8 +282,8 @@ impl RtpOut {
         if self.filled.contains(&mapped.index) {
             return Verdict::Fill(mapped);
         }
-        if let Some((picture, tl0)) = input.picture {
-            mapped.tl0_pic_idx = tl0.wrapping_add(tl0_offset);
+        mapped.tl0_pic_idx = input.tl0_pic_idx.wrapping_add(tl0_offset);
+        if let Some(picture) = input.picture {
             match self.pictures.take(picture, |s| *s == serial) {
                 Some((Fate::Out(picture), _)) => mapped.picture_id = (picture & 0x7FFF) as u16,
                 // The rest of its frame was taken out.
@@ -292,6 +294,7 @@ impl RtpOut {
         if self.last.as_ref().is_none_or(|last| mapped.index > last.index) {
             self.last = Some(Last {
                 index: mapped.index,
+                clock_rate: input.clock_rate,
                 timestamp: mapped.timestamp,
                 true_timestamp,
                 at: input.now,
@@ -355,7 +358,7 @@ impl RtpOut {
     pub fn sender_report(&self, ntp: u64) -> Option<SenderInfo> {
         let last = self.last.as_ref()?;
         let since = i128::from(ntp.wrapping_sub(last.ntp?) as i64);
-        let ticks = (since * i128::from(self.clock_rate)) >> 32;
+        let ticks = (since * i128::from(last.clock_rate)) >> 32;
         let rtp = last.timestamp.wrapping_add(ticks as u32);
         Some(SenderInfo { ssrc: self.ssrc, ntp, rtp, packets: self.packets, octets: self.octets })
     }
@@ -373,10 +376,12 @@ mod tests {
             layer: 0,
             sequence,
             timestamp,
+            clock_rate: 90_000,
             marker: true,
             sent_ntp: None,
             ntp: None,
             picture: None,
+            tl0_pic_idx: 0,
             ends_spatial: None,
             frame_number: None,
         }
@@ -387,7 +392,7 @@ mod tests {
     }
 
     fn out() -> RtpOut {
-        RtpOut::new(1, 2, 90_000, 100, 0)
+        RtpOut::new(1, 2, 100, 0)
     }
 
     #[test]
@@ -496,7 +501,7 @@ mod tests {
     #[test]
     fn picture_ids_continue_over_switches_and_dropped_layers() {
         let mut out = out();
-        let packet = |ssrc, sequence, picture, tl0| Input { ssrc, picture: Some((picture, tl0)), ..input(0, sequence, 0) };
+        let packet = |ssrc, sequence, picture, tl0| Input { ssrc, picture: Some(picture), tl0_pic_idx: tl0, ..input(0, sequence, 0) };
         let ids = |verdict| sent(verdict).map(|m| (m.picture_id, m.tl0_pic_idx));
         out.switch(&packet(5, 1, 0x7FFF, 250), 2);
         assert_eq!(ids(out.map(&packet(5, 1, 0x7FFF, 250))), Some((0, 250)));
@@ -585,18 +590,18 @@ mod tests {
     fn continuity_over_random_switches() {
         for seed in 0..20 {
             let mut dice = crate::base::rng::Rng::new(seed);
-            let mut out = RtpOut::new(1, 2, 90_000, 0x7FF0, 0);
+            let mut out = RtpOut::new(1, 2, 0x7FF0, 0);
             let (mut sequence, mut ssrc, mut picture) = (100_000u64, 5, 500u64);
             let (mut given, mut last) = (HashSet::new(), None::<Mapped>);
             for step in 0..5_000u64 {
                 let mut packet = input(step * 10, sequence, dice.next_u64() as u32);
                 if step == 0 || dice.one_in(50) {
                     (sequence, ssrc, picture) = (100_000 + dice.below(1_000_000), ssrc + 1, dice.below(90_000));
-                    packet = Input { ssrc, sequence, picture: Some((picture, 0)), ..packet };
+                    packet = Input { ssrc, sequence, picture: Some(picture), ..packet };
                     out.switch(&packet, 2);
                 } else {
                     picture += 1;
-                    packet = Input { ssrc, timestamp: 0, picture: Some((picture, 0)), ..packet };
+                    packet = Input { ssrc, timestamp: 0, picture: Some(picture), ..packet };
                     if dice.one_in(10) {
                         assert_eq!(out.skip(&packet, true), Verdict::Leave, "seed {seed} step {step}");
                         sequence += 1;

@@ -20,7 +20,7 @@ use crate::wire::rtcp::{self, XrBlock};
 use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
 use crate::wire::sdp::{Format, OfferedFormat};
 use crate::wire::twcc::Feedback;
-use crate::wire::{h264, vp8};
+use crate::wire::{h264, vp8, vp9};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -64,8 +64,9 @@ pub struct Media {
     pub frame: FrameInfo,
     /// Descriptor and extended picture id of VP8.
     pub picture: Option<(vp8::Descriptor, u64)>,
-    /// Of a dependency descriptor.
+    /// Of a dependency descriptor, or the picture id of VP9.
     pub frame_number: Option<u16>,
+    pub vp9: Option<vp9::Ids>,
     /// Which id the sender gave each extension.
     pub extensions: ExtensionMap,
     /// RFC 6464: -dBov, 0 loudest, 127 silent.
@@ -97,10 +98,12 @@ impl Media {
             layer: self.layer,
             sequence: self.sequence,
             timestamp: self.header.timestamp,
+            clock_rate: self.format.codec.clock_rate(),
             marker: self.header.marker,
             sent_ntp: self.sent_ntp,
             ntp: self.ntp,
-            picture: self.picture.map(|(descriptor, id)| (id, descriptor.tl0_pic_idx.unwrap_or(0))),
+            picture: self.picture.map(|(_, id)| id),
+            tl0_pic_idx: self.picture.and_then(|(d, _)| d.tl0_pic_idx).or(self.vp9.and_then(|ids| ids.tl0_pic_idx)).unwrap_or(0),
             ends_spatial: self.frame.spatial_id.filter(|_| self.frame.ends_frame),
             frame_number: self.frame_number,
         }
@@ -139,10 +142,9 @@ pub(super) struct Outgoing {
 impl Outgoing {
     /// `spent` are the numbers that its sources have used under the same keys: it begins behind them.
     pub(super) fn new(plan: negotiate::Send, spent: &HashMap<u32, u64>) -> Self {
-        let clock_rate = plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
         // Below the roll-over that a receiver cannot see coming.
         let first = |ssrc: u32| spent.get(&ssrc).map_or(u64::from(ssrc >> 8 & 0x7FFF), |next| *next);
-        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, clock_rate, first(plan.ssrc.0), first(plan.rtx.0));
+        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, first(plan.ssrc.0), first(plan.rtx.0));
         Self { plan, stream, thinning: Thinning::default(), has_reported: false }
     }
 
@@ -223,7 +225,7 @@ impl Session {
             payload.start += 2;
         } else if !self.sources.contains_key(&header.ssrc) {
             let (section, layer) = self.place(&header, packet).ok_or(SessionDrop::UnknownSource)?;
-            self.adopt_source(section, layer, header.ssrc, index);
+            self.adopt_source(section, layer, &header, index);
         }
         let source = self.sources.get_mut(&header.ssrc).ok_or(SessionDrop::UnknownSource)?;
         let (at, section) = (source.section, &self.receive[source.section]);
@@ -242,7 +244,8 @@ impl Session {
         let by_payload = || format.codec.frame_info(&packet[payload.clone()]);
         let described = section.extensions.id(Extension::DependencyDescriptor);
         let described = described.and_then(|id| header.extensions(packet).find(|(i, _)| *i == id)).map(|(_, bytes)| bytes);
-        let frame_number = described.and_then(dependency::frame_number);
+        let vp9 = (format.codec == Codec::Vp9).then(|| vp9::Ids::read(&packet[payload.clone()])).flatten();
+        let frame_number = described.and_then(dependency::frame_number).or(vp9.and_then(|ids| ids.picture_id).map(|id| id.value));
         let frame = described.filter(|_| format.codec == Codec::Av1).and_then(|bytes| dependency::read(bytes, &mut source.structure));
         let frame = frame.unwrap_or_else(by_payload);
         let mut frame = FrameInfo { is_late: sequence < source.stream.highest(), ..frame };
@@ -285,6 +288,7 @@ impl Session {
             frame,
             picture,
             frame_number,
+            vp9,
             extensions,
             audio_level: None,
         };
@@ -374,8 +378,10 @@ impl Session {
     }
 
     /// A new stream, in the place of the one that its layer had.
-    pub(super) fn adopt_source(&mut self, section: usize, layer: u8, ssrc: u32, index: u64) {
-        let clock_rate = self.receive[section].formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
+    pub(super) fn adopt_source(&mut self, section: usize, layer: u8, header: &rtp::Header, index: u64) {
+        let ssrc = header.ssrc;
+        let format = offered(&self.receive[section].formats, header.payload_type);
+        let clock_rate = format.map_or(90_000, |f| f.format.codec.clock_rate());
         let old = self.sources.iter().find(|(_, s)| (s.section, s.layer) == (section, layer)).map(|(ssrc, _)| *ssrc);
         if let Some(old) = old {
             self.sources.remove(&old);
@@ -764,6 +770,9 @@ fn write(
     body.copy_from_slice(payload);
     if let Some((descriptor, _)) = media.picture.filter(|_| !payload.is_empty()) {
         descriptor.rewrite(body, mapped.picture_id, mapped.tl0_pic_idx);
+    }
+    if let Some(ids) = media.vp9.filter(|_| !payload.is_empty()) {
+        ids.rewrite(body, mapped.frame_number, mapped.tl0_pic_idx);
     }
     if let Some(payload_type) = place.block_type {
         red::set_payload_type(body, payload_type);

@@ -198,7 +198,7 @@ fn is_usable(section: &Section) -> bool {
 }
 
 /// Extensions that an answer takes up: all that we know. Mid and rid are kept on every section: Chromium later offers only
-/// what all sections of a kind have agreed to. The dependency descriptor is for layered codecs.
+/// what all sections of a kind have agreed to. The dependency descriptor is for AV1: VP9 has its own.
 fn accepted<'a>(section: &'a Section, usage: &'a Use) -> impl Iterator<Item = (u8, Extension)> + 'a {
     let codec = match usage {
         Use::Send { codec, .. } => *codec,
@@ -206,7 +206,7 @@ fn accepted<'a>(section: &'a Section, usage: &'a Use) -> impl Iterator<Item = (u
         Use::Data | Use::Idle => None,
     };
     section.extensions.iter().copied().filter(move |(_, e)| match e {
-        Extension::DependencyDescriptor => codec.is_some_and(Codec::is_layered),
+        Extension::DependencyDescriptor => codec == Some(Codec::Av1),
         _ => true,
     })
 }

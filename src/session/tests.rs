@@ -178,7 +178,9 @@ fn what_goes_out_is_numbered_and_told_of() {
 fn a_goodbye_ends_a_layer() {
     let voice = Voice::default();
     let mut publisher = end(OFFER, &[Use::Idle, Use::Receive { track: TrackId(6), prefer: None, voice }, Use::Data]);
-    publisher.session.adopt_source(0, 2, PICTURE_SOURCE, 5);
+    let mut header = [0x80, 96, 0, 5, 0, 0, 0, 0, 0, 0, 0, 0];
+    header[8..].copy_from_slice(&PICTURE_SOURCE.to_be_bytes());
+    publisher.session.adopt_source(0, 2, &rtp::Header::read(&header).expect("a header"), 5);
     let mut bye = Vec::new();
     crate::wire::rtcp::write_bye(&mut bye, &[1, PICTURE_SOURCE]);
     publisher.to_us.protect_rtcp(&mut bye);

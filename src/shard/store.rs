@@ -221,6 +221,7 @@ mod tests {
             frame: FrameInfo::default(),
             picture: None,
             frame_number: None,
+            vp9: None,
             extensions: ExtensionMap::default(),
             audio_level: None,
         }

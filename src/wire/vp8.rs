@@ -30,6 +30,29 @@ pub struct PictureId {
 }
 
 impl PictureId {
+    pub(super) fn read(payload: &[u8], at: usize) -> Option<Self> {
+        let &high = payload.get(at)?;
+        Some(match high & 0x80 != 0 {
+            true => Self { value: u16::from_be_bytes([high & 0x7F, *payload.get(at + 1)?]), is_15_bit: true },
+            false => Self { value: u16::from(high), is_15_bit: false },
+        })
+    }
+
+    /// Bytes on the wire.
+    pub(super) fn len(self) -> usize {
+        if self.is_15_bit { 2 } else { 1 }
+    }
+
+    /// Writes another value in the same width.
+    pub(super) fn write(self, payload: &mut [u8], at: usize, value: u16) {
+        let [high, low] = value.to_be_bytes();
+        if self.is_15_bit {
+            payload[at..at + 2].copy_from_slice(&[high | 0x80, low]);
+        } else {
+            payload[at] = low & 0x7F;
+        }
+    }
+
     /// Extended by what came before.
     pub fn extend(self, newest: u64) -> u64 {
         let half = if self.is_15_bit { 0x4000 } else { 0x40 };
@@ -49,15 +72,9 @@ impl Descriptor {
         d.len = 2;
         if flags & 0x80 != 0 {
             d.picture_id_at = d.len;
-            let &high = payload.get(d.len)?;
-            d.len += 1;
-            d.picture_id = Some(if high & 0x80 != 0 {
-                let &low = payload.get(d.len)?;
-                d.len += 1;
-                PictureId { value: u16::from_be_bytes([high & 0x7F, low]), is_15_bit: true }
-            } else {
-                PictureId { value: u16::from(high), is_15_bit: false }
-            });
+            let id = PictureId::read(payload, d.len)?;
+            d.len += id.len();
+            d.picture_id = Some(id);
         }
         if flags & 0x40 != 0 {
             d.tl0_at = d.len;
@@ -77,14 +94,8 @@ impl Descriptor {
 
     /// Overwrites the numbers in place; the widths stay, so nothing moves.
     pub fn rewrite(&self, payload: &mut [u8], picture_id: u16, tl0_pic_idx: u8) {
-        match self.picture_id {
-            Some(PictureId { is_15_bit: true, .. }) => {
-                let [high, low] = picture_id.to_be_bytes();
-                payload[self.picture_id_at] = high | 0x80;
-                payload[self.picture_id_at + 1] = low;
-            }
-            Some(PictureId { is_15_bit: false, .. }) => payload[self.picture_id_at] = picture_id as u8 & 0x7F,
-            None => {}
+        if let Some(id) = self.picture_id {
+            id.write(payload, self.picture_id_at, picture_id);
         }
         if self.tl0_pic_idx.is_some() {
             payload[self.tl0_at] = tl0_pic_idx;

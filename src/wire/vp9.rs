@@ -1,10 +1,48 @@
-//! VP9 payload descriptor (RFC 9628 §4.2): key frames, spatial and temporal layers.
+//! VP9 payload descriptor (RFC 9628 §4.2): key frames, spatial and temporal layers, and the numbers that a switch must
+//! keep continuous.
 //!
 //! ```text
-//! |I|P|L|F|B|E|V|Z| if I: |M| picture id (7 or 15) | if L: | TID(3) |U| SID(3) |D|
+//! |I|P|L|F|B|E|V|Z| if I: |M| picture id (7 or 15) | if L: | TID(3) |U| SID(3) |D| | if L and not F: TL0PICIDX(8)
 //! ```
 
 use super::rtp::FrameInfo;
+use super::vp8::PictureId;
+
+/// Numbers of a descriptor, and where they stand.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Ids {
+    pub picture_id: Option<PictureId>,
+    pub tl0_pic_idx: Option<u8>,
+    tl0_at: usize,
+}
+
+impl Ids {
+    pub fn read(payload: &[u8]) -> Option<Self> {
+        let &flags = payload.first()?;
+        let mut ids = Self::default();
+        let mut at = 1;
+        if flags & 0x80 != 0 {
+            let id = PictureId::read(payload, at)?;
+            at += id.len();
+            ids.picture_id = Some(id);
+        }
+        if flags & 0x30 == 0x20 {
+            ids.tl0_at = at + 1;
+            ids.tl0_pic_idx = Some(*payload.get(at + 1)?);
+        }
+        Some(ids)
+    }
+
+    /// Overwrites the numbers in place; the widths stay, so nothing moves.
+    pub fn rewrite(&self, payload: &mut [u8], picture_id: u16, tl0_pic_idx: u8) {
+        if let Some(id) = self.picture_id {
+            id.write(payload, 1, picture_id);
+        }
+        if self.tl0_pic_idx.is_some() {
+            payload[self.tl0_at] = tl0_pic_idx;
+        }
+    }
+}
 
 pub fn frame_info(payload: &[u8]) -> FrameInfo {
     read(payload).unwrap_or_default()
@@ -32,6 +70,29 @@ fn read(payload: &[u8]) -> Option<FrameInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn numbers_are_read_and_rewritten_where_they_stand() {
+        // (name, descriptor, picture id, TL0PICIDX, the same with picture id 0x1234 and TL0PICIDX 0x56)
+        type Row<'a> = (&'a str, &'a [u8], Option<u16>, Option<u8>, &'a [u8]);
+        let rows: &[Row<'_>] = &[
+            ("15 bits, layers", &[0xA8, 0x81, 0x02, 0x20, 9, 1], Some(0x102), Some(9), &[0xA8, 0x92, 0x34, 0x20, 0x56, 1]),
+            ("7 bits", &[0x88, 0x05, 1], Some(5), None, &[0x88, 0x34, 1]),
+            ("flexible mode has none", &[0xB8, 0x81, 0x02, 0x20, 9], Some(0x102), None, &[0xB8, 0x92, 0x34, 0x20, 9]),
+            ("layers alone", &[0x28, 0x20, 9, 1], None, Some(9), &[0x28, 0x20, 0x56, 1]),
+            ("nothing", &[0x08, 1], None, None, &[0x08, 1]),
+        ];
+        for (name, bytes, picture_id, tl0_pic_idx, want) in rows {
+            let ids = Ids::read(bytes).expect("a descriptor");
+            assert_eq!((ids.picture_id.map(|id| id.value), ids.tl0_pic_idx), (*picture_id, *tl0_pic_idx), "{name}");
+            let mut rewritten = bytes.to_vec();
+            ids.rewrite(&mut rewritten, 0x1234, 0x56);
+            assert_eq!(rewritten, *want, "{name}");
+        }
+        for cut in [&[0x80][..], &[0x80, 0x81], &[0x20], &[0x20, 1], &[]] {
+            assert_eq!(Ids::read(cut), None, "{cut:?}");
+        }
+    }
 
     #[test]
     fn descriptors() {
