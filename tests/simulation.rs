@@ -42,6 +42,31 @@ fn two_sessions_over_a_lossy_net() {
 }
 
 #[test]
+fn reliable_messages_for_newcomers_wait_for_their_channels() {
+    let mut world = World::new(3, 2, Net::new(3, 0, 0, 5..40));
+    let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
+    world.join(&[of(0), of(1)]);
+    let message = |n: u8| vec![0x12, 3, 0x12, 1, n];
+    // A field of the envelope that nobody reads, 60,000 bytes: two of them are kept.
+    let long = [&[0xFA, 0x07, 0xE0, 0xD4, 0x03][..], &[0; 60_000]].concat();
+    for n in 0..5 {
+        world.announce(&message(n));
+    }
+    for _ in 0..3 {
+        world.announce(&long);
+    }
+    world.run(Duration::from_secs(5));
+    world.announce(&message(5));
+    world.run(Duration::from_secs(1));
+    for at in 0..2 {
+        let got: Vec<u8> = world.peer(at).messages.iter().filter(|m| m.len() == 5).map(|m| m[4]).collect();
+        assert_eq!(world.peer(at).messages.len(), 8, "two long ones too");
+        assert_eq!(got, [0, 1, 2, 3, 4, 5], "peer {at}: {:?}", check::drops(&world));
+    }
+    assert_eq!(check::drops(&world), [("data_queue_full", 2)], "more than is kept for one who has no channel yet");
+}
+
+#[test]
 fn every_way_in_on_every_worker_reaches_every_owner() {
     for way in Way::ALL {
         for ingress in [0, 1] {

@@ -122,6 +122,8 @@ pub(super) struct Participant {
     pub(super) auto_subscribe: bool,
     pub(super) signal: Option<Signal>,
     pub(super) signal_lost_at: Option<Instant>,
+    /// A client that is back, and the name by which it reached us, until its worker has told what came of its messages.
+    pub(super) resuming: Option<(Signal, String)>,
     pub(super) token_due: Instant,
     pub(super) credentials: Credentials,
     pub(super) remote_ufrag: String,
@@ -311,6 +313,7 @@ impl Rooms {
             auto_subscribe,
             signal: Some(signal),
             signal_lost_at: None,
+            resuming: None,
             token_due: mono(),
             credentials,
             remote_ufrag: String::new(),
@@ -375,32 +378,43 @@ impl Rooms {
     pub fn resume(&mut self, claims: &Claims, participant_sid: &str, host: &str, signal: Signal) -> Option<SessionId> {
         let room = self.rooms.get_mut(&claims.video.room)?;
         let participant = room.participants.iter_mut().find(|p| p.sid == participant_sid && p.info.identity == claims.identity())?;
+        participant.resuming = Some((signal, host.to_owned()));
         let (session, worker) = (participant.session, participant.worker);
+        (self.around.mail)(worker, Command::TellLastMessage { session });
+        Some(session)
+    }
+
+    /// The worker has told which reliable message came last: the client that resumes goes on behind it.
+    fn resumed(&mut self, session: SessionId, last_message_seq: u32) {
+        let Some(name) = self.places.get(&session).cloned() else { return };
+        let Some(participant) = self.participant(session) else { return };
+        let Some((signal, host)) = participant.resuming.take() else { return };
         participant.signal = Some(signal);
         participant.signal_lost_at = None;
         participant.asked = (0, 0);
+        let (sid, worker) = (participant.sid.clone(), participant.worker);
         let reconnect = proto::ReconnectResponse {
-            ice_servers: self.ice_servers(host, participant_sid, worker),
+            ice_servers: self.ice_servers(&host, &sid, worker),
             server_info: Some(self.server_info()),
+            last_message_seq,
             ..Default::default()
         };
         self.tell(session, Down::Reconnect(reconnect));
-        let mut everybody = self.others(&claims.video.room, SessionId(0));
-        if let Some(room) = self.rooms.get(&claims.video.room) {
+        let mut everybody = self.others(&name, SessionId(0));
+        if let Some(room) = self.rooms.get(&name) {
             everybody.extend(room.departed.iter().map(|(_, info)| info.clone()));
         }
         self.tell(session, Down::Update(proto::ParticipantUpdate { participants: everybody }));
-        let room = self.rooms.get(&claims.video.room).map(room_info);
+        let room = self.rooms.get(&name).map(room_info);
         self.tell(session, Down::RoomUpdate(proto::RoomUpdate { room }));
         self.refresh_token(session);
-        Some(session)
     }
 
     /// The signalling connection is gone; media goes on for a while.
     pub fn signal_lost(&mut self, session: SessionId, signal: &Signal) {
-        if let Some(p) = self.participant(session)
-            && p.signal.as_ref().is_some_and(|s| s.same_channel(signal))
-        {
+        let Some(p) = self.participant(session) else { return };
+        p.resuming.take_if(|(s, _)| s.same_channel(signal));
+        if p.signal.as_ref().is_some_and(|s| s.same_channel(signal)) {
             p.signal = None;
             p.signal_lost_at = Some(mono());
         }
@@ -764,6 +778,7 @@ impl Rooms {
                 tracing::info!(session = session.0, ?end, "media ended");
                 self.expel(session, reason, Action::Reconnect);
             }
+            Report::LastMessage { session, sequence } => self.resumed(session, sequence),
             Report::Speakers { room, changes } => {
                 let Some((name, room)) = self.rooms.iter().find(|(_, r)| r.id == room) else { return };
                 let speakers = changes

@@ -112,13 +112,13 @@ impl Sctp {
     pub fn send(&mut self, now: Instant, label: &str, message: &[u8], out: &mut Vec<Effect>) -> Result<(), SctpDrop> {
         let channel = self.channels.iter().find(|c| c.label == label).ok_or(SctpDrop::NoChannel)?;
         let (_, association) = self.association.as_mut().ok_or(SctpDrop::NoChannel)?;
+        // Of all channels together: what is reliable and waits makes no room for what is not.
+        let queued: usize = self.channels.iter().filter_map(|c| association.stream(c.stream).ok()?.buffered_amount().ok()).sum();
         let mut stream = association.stream(channel.stream).map_err(|_| SctpDrop::NoChannel)?;
-        let queued = stream.buffered_amount().unwrap_or(0);
-        if channel.is_lossy && queued > LOSSY_QUEUE_MAX {
-            return Err(SctpDrop::QueueFull);
-        }
-        if queued > RELIABLE_QUEUE_MAX {
-            out.push(Effect::Stalled);
+        if queued > if channel.is_lossy { LOSSY_QUEUE_MAX } else { RELIABLE_QUEUE_MAX } {
+            if !channel.is_lossy {
+                out.push(Effect::Stalled);
+            }
             return Err(SctpDrop::QueueFull);
         }
         stream.write_with_ppi(message, Ppid::Binary).map_err(|_| SctpDrop::TooLong)?;

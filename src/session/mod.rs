@@ -27,6 +27,9 @@ use std::net::SocketAddr;
 
 /// How often reports leave.
 const REPORT_INTERVAL: Duration = Duration::from_millis(1000);
+/// How long after its arrival a participant may take to open its channels, and what waits for that at most, bytes.
+const CHANNEL_WITHIN: Duration = Duration::from_secs(20);
+const EARLY_MESSAGES_MAX: usize = 128 * 1024;
 /// Sources that one session may have sent in all its life.
 const SPENT_MAX: usize = 65_536;
 /// What a session may retransmit before it has sent anything to speak of, bytes.
@@ -128,6 +131,9 @@ pub struct Session {
     dtls: Option<Dtls>,
     keys: Option<(srtp::Receiver, srtp::Sender)>,
     sctp: Sctp,
+    /// Reliable messages that came before the channel for them, and until when that is waited for.
+    early_messages: Vec<Vec<u8>>,
+    channel_due: Instant,
     receive: Vec<Receive>,
     sources: HashMap<u32, Source>,
     /// Sources in the order they came: reports go round in it.
@@ -170,6 +176,8 @@ impl Session {
             dtls: None,
             keys: None,
             sctp: Sctp::new(anchor),
+            early_messages: Vec::new(),
+            channel_due: now + CHANNEL_WITHIN,
             receive: Vec::new(),
             sources: HashMap::new(),
             source_order: Vec::new(),
@@ -312,7 +320,8 @@ impl Session {
         }
     }
 
-    /// Sends a room message to this participant.
+    /// Sends a room message to this participant. Reliable ones for somebody who has just arrived wait until there is a
+    /// channel: the others know of a participant before its transport is up.
     pub fn send_data(&mut self, now: Instant, delivery: Delivery, message: &[u8], out: &mut Vec<Effect>) -> Result<(), sctp::SctpDrop> {
         let label = match delivery {
             Delivery::Reliable => RELIABLE,
@@ -320,6 +329,14 @@ impl Session {
         };
         let outcome = self.sctp.send(now, label, message, &mut self.sctp_out);
         self.drain_sctp(now, out);
+        if outcome == Err(sctp::SctpDrop::NoChannel) && delivery == Delivery::Reliable && now < self.channel_due {
+            let held: usize = self.early_messages.iter().map(Vec::len).sum();
+            if held + message.len() > EARLY_MESSAGES_MAX {
+                return Err(sctp::SctpDrop::QueueFull);
+            }
+            self.early_messages.push(message.to_vec());
+            return Ok(());
+        }
         outcome
     }
 
@@ -364,6 +381,9 @@ impl Session {
                 self.fail(error, out);
                 return;
             }
+        }
+        if self.channel_due <= now {
+            self.early_messages = Vec::new();
         }
         if self.sctp.deadline().is_some_and(|at| at <= now) {
             self.sctp.wake(now, &mut self.sctp_out);
@@ -456,6 +476,7 @@ impl Session {
 
     fn drain_sctp(&mut self, now: Instant, out: &mut Vec<Effect>) {
         let mut effects = std::mem::take(&mut self.sctp_out);
+        let mut opened = false;
         for effect in effects.drain(..) {
             match effect {
                 sctp::Effect::Send(packet) => {
@@ -480,10 +501,18 @@ impl Session {
                         out.push(Effect::Ended(End::DataStalled));
                     }
                 }
-                sctp::Effect::Opened { .. } | sctp::Effect::Lost => {}
+                sctp::Effect::Opened { label } => opened |= label == RELIABLE,
+                sctp::Effect::Lost => {}
             }
         }
         self.sctp_out = effects;
+        if opened {
+            for message in std::mem::take(&mut self.early_messages) {
+                // Fits: it is less than what may wait for a channel.
+                let _ = self.sctp.send(now, RELIABLE, &message, &mut self.sctp_out);
+            }
+            return self.drain_sctp(now, out);
+        }
         if !self.dtls_out.is_empty() {
             self.drain_dtls(now, out);
         }

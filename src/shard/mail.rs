@@ -70,6 +70,10 @@ pub enum Command {
         room: RoomId,
         workers: Vec<WorkerId>,
     },
+    /// To be answered with [`Report::LastMessage`].
+    TellLastMessage {
+        session: SessionId,
+    },
     Close {
         session: SessionId,
     },
@@ -100,10 +104,27 @@ impl PathKind {
 /// Shard to control plane.
 #[derive(Debug)]
 pub enum Report {
-    Live { session: SessionId, profile: Profile },
-    Path { session: SessionId, kind: PathKind },
-    Ended { session: SessionId, end: End },
-    Speakers { room: RoomId, changes: Vec<speaker::Change> },
+    Live {
+        session: SessionId,
+        profile: Profile,
+    },
+    Path {
+        session: SessionId,
+        kind: PathKind,
+    },
+    Ended {
+        session: SessionId,
+        end: End,
+    },
+    Speakers {
+        room: RoomId,
+        changes: Vec<speaker::Change>,
+    },
+    /// The newest reliable message that came from a participant.
+    LastMessage {
+        session: SessionId,
+        sequence: u32,
+    },
 }
 
 /// What an accepted connection speaks, once told.

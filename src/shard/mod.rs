@@ -89,6 +89,8 @@ pub struct Shard {
 struct Place {
     room: RoomId,
     ufrags: Vec<String>,
+    /// The newest reliable message that came from the participant.
+    last_message: u32,
 }
 
 impl Shard {

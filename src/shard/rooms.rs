@@ -1,7 +1,7 @@
 //! What the control plane commands about sessions and rooms, and the rooms' messages.
 
 use super::counters::Counter;
-use super::mail::{Command, Effect, Parcel};
+use super::mail::{Command, Effect, Parcel, Report};
 use super::{Place, Shard};
 use crate::base::id::{RoomId, SessionId};
 use crate::base::time::Now;
@@ -18,7 +18,7 @@ impl Shard {
                 let (anchor, own) = (self.config.anchor, self.config.identity.clone());
                 self.sessions.insert(session, Session::new(now.mono, session, anchor, own, &credentials, rtcp_ssrc));
                 self.table.add_ufrag(&credentials.ufrag, session);
-                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag] });
+                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag], last_message: 0 });
                 let member = Member { session, identity, sid, can_publish_data, can_subscribe, is_live: false };
                 self.rooms.entry(room).or_default().join(member);
                 self.counters.count(Counter::SessionsOpened);
@@ -80,6 +80,11 @@ impl Shard {
                     room.elsewhere = workers.into_iter().filter(|w| *w != own).collect();
                 }
             }
+            Command::TellLastMessage { session } => {
+                if let Some(sequence) = self.places.get(&session).map(|p| p.last_message) {
+                    self.effects.push(Effect::Report(Report::LastMessage { session, sequence }));
+                }
+            }
             Command::Close { session } => self.close(now, session),
         }
     }
@@ -93,6 +98,14 @@ impl Shard {
         }
         if data_packet::destinations(bytes).is_err() {
             return self.counters.count(Counter::DropDataMalformed);
+        }
+        let sequence = data_packet::sequence(bytes);
+        if let Some(place) = self.places.get_mut(&from).filter(|_| delivery == Delivery::Reliable && sequence > 0) {
+            if sequence <= place.last_message {
+                // After a resume the client sends again what it does not know to have arrived.
+                return self.counters.count(Counter::DropDataRepeated);
+            }
+            place.last_message = sequence;
         }
         let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
         let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
@@ -113,8 +126,7 @@ impl Shard {
                 let counter = match session.send_data(now.mono, delivery, stamped, &mut effects) {
                     Ok(()) => Counter::DataMessages,
                     Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
-                    // A participant without data channels has none to miss.
-                    Err(sctp::SctpDrop::NoChannel) => Counter::DropDataQueue,
+                    Err(sctp::SctpDrop::NoChannel) => Counter::DropDataNoChannel,
                 };
                 self.counters.count(counter);
                 self.drain_session(now, receiver, effects);

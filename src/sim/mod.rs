@@ -19,8 +19,9 @@ use crate::engine::turn::TurnConfig;
 use crate::engine::turn_auth::Secrets;
 use crate::room::layers::Wanted;
 use crate::session::negotiate::{self, Candidates, Local, Use, Voice};
-use crate::shard::mail::{Command, Effect, Report, StreamRole};
+use crate::shard::mail::{Command, Effect, Parcel, Report, StreamRole};
 use crate::shard::{PortRole, Shard, ShardConfig, table};
+use crate::wire::data_packet::Delivery;
 use crate::wire::framing::Framing;
 use crate::wire::sdp::{Direction, Kind, Offer};
 use net::{Net, To};
@@ -311,6 +312,16 @@ impl World {
         let sound = self.seats[at].peer.clock_errors.get(&ssrc_of(at, of, false)).copied();
         let (Some((least, most)), Some(eyes)) = (sound, self.eyes(at, of)) else { return Vec::new() };
         eyes.clock_errors().map(|(picture, is_catching_up)| ((picture - least).max(most - picture), is_catching_up)).collect()
+    }
+
+    /// A reliable message from somebody on another worker reaches everybody.
+    pub fn announce(&mut self, bytes: &[u8]) {
+        let now = self.time();
+        for (at, shard) in self.shards.iter_mut().enumerate() {
+            let parcel = Parcel::Data { room: ROOM, delivery: Delivery::Reliable, bytes: bytes.to_vec() };
+            shard.handle_parcel(now, WorkerId(at as u8), parcel);
+        }
+        self.collect();
     }
 
     /// Everybody leaves.

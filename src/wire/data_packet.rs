@@ -11,6 +11,7 @@ const USER: u64 = 2;
 const USER_DESTINATIONS: [u64; 2] = [3, 6];
 const PARTICIPANT_IDENTITY: u64 = 4;
 const DESTINATION_IDENTITIES: u64 = 5;
+const SEQUENCE: u64 = 16;
 const PARTICIPANT_SID: u64 = 17;
 
 /// Which channel a packet came on; the deprecated `kind` field still says it to old clients.
@@ -20,8 +21,15 @@ pub enum Delivery {
     Lossy = 1,
 }
 
-/// One field: number and, for length-delimited ones, the content.
-fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Option<&[u8]>), Malformed>> {
+/// What stands in a field.
+enum Content<'a> {
+    Varint(u64),
+    Bytes(&'a [u8]),
+    Fixed,
+}
+
+/// Each field: number and content.
+fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Content<'_>), Malformed>> {
     std::iter::from_fn(move || {
         if bytes.is_empty() {
             return None;
@@ -34,19 +42,16 @@ fn fields(mut bytes: &[u8]) -> impl Iterator<Item = Result<(u64, Option<&[u8]>),
     })
 }
 
-fn take_field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Option<&'a [u8]>)> {
+fn take_field<'a>(bytes: &mut &'a [u8]) -> Option<(u64, Content<'a>)> {
     let key = take_varint(bytes)?;
     let content = match key & 7 {
-        0 => {
-            take_varint(bytes)?;
-            None
-        }
-        1 => take(bytes, 8).map(|_| None)?,
+        0 => Content::Varint(take_varint(bytes)?),
+        1 => take(bytes, 8).map(|_| Content::Fixed)?,
         2 => {
             let len = usize::try_from(take_varint(bytes)?).ok()?;
-            Some(take(bytes, len)?)
+            Content::Bytes(take(bytes, len)?)
         }
-        5 => take(bytes, 4).map(|_| None)?,
+        5 => take(bytes, 4).map(|_| Content::Fixed)?,
         _ => return None,
     };
     Some((key >> 3, content))
@@ -75,10 +80,10 @@ pub fn destinations(packet: &[u8]) -> Result<Vec<&str>, Malformed> {
     let mut found = Vec::new();
     for field in fields(packet) {
         match field? {
-            (DESTINATION_IDENTITIES, Some(identity)) => found.push(text(identity)?),
-            (USER, Some(user)) => {
+            (DESTINATION_IDENTITIES, Content::Bytes(identity)) => found.push(text(identity)?),
+            (USER, Content::Bytes(user)) => {
                 for field in fields(user) {
-                    if let (number, Some(name)) = field?
+                    if let (number, Content::Bytes(name)) = field?
                         && USER_DESTINATIONS.contains(&number)
                     {
                         found.push(text(name)?);
@@ -89,6 +94,15 @@ pub fn destinations(packet: &[u8]) -> Result<Vec<&str>, Malformed> {
         }
     }
     Ok(found)
+}
+
+/// Which reliable message of its sender it is, counted from 1; 0 when the sender does not count.
+pub fn sequence(packet: &[u8]) -> u32 {
+    let numbers = fields(packet).filter_map(|field| match field {
+        Ok((SEQUENCE, Content::Varint(number))) => Some(number as u32),
+        _ => None,
+    });
+    numbers.last().unwrap_or(0)
 }
 
 fn text(bytes: &[u8]) -> Result<&str, Malformed> {
