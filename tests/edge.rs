@@ -62,6 +62,32 @@ fn more_than_a_tls_record_at_once_is_read() {
 }
 
 #[test]
+fn what_comes_behind_a_tls_goodbye_is_not_waited_for() {
+    let server = Server::start(1);
+    for alpn in [&[b"http/1.1".as_slice()][..], &[b"stun.turn"], &[]] {
+        for _ in 0..3 {
+            let mut stream = server.tls(alpn);
+            stream.write_all(b"GET / HTTP/1.1\r\n").expect("written");
+            stream.conn.send_close_notify();
+            let mut bytes = Vec::new();
+            while stream.conn.wants_write() {
+                stream.conn.write_tls(&mut bytes).expect("to memory");
+            }
+            bytes.resize(bytes.len() + 20_000, 0x17);
+            let _ = stream.sock.write_all(&bytes);
+            // The one worker goes on.
+            assert!(server.get(server.http, "/", "").starts_with("HTTP/1.1 200"), "{alpn:?}");
+            let mut next = server.tls(&[b"http/1.1"]);
+            next.write_all(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+            next.sock.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
+            let mut text = String::new();
+            let _ = next.read_to_string(&mut text);
+            assert!(text.starts_with("HTTP/1.1 200"), "{alpn:?}: {text}");
+        }
+    }
+}
+
+#[test]
 fn slow_and_silent_openers_are_closed_and_bounded() {
     let server = Server::start(1);
     let start = Instant::now();

@@ -175,7 +175,10 @@ impl HttpStream {
         self.received.drain(..self.taken);
         self.taken = 0;
         while !ciphertext.is_empty() {
-            tls.read_tls(&mut ciphertext)?;
+            if tls.read_tls(&mut ciphertext)? == 0 {
+                // Behind the peer's goodbye nothing is taken any more.
+                break;
+            }
             let state = tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
             self.peer_has_closed |= state.peer_has_closed();
             let start = self.received.len();

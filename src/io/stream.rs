@@ -221,7 +221,10 @@ impl Stream {
             (Some(tls), _) => {
                 let mut rest = bytes;
                 while !rest.is_empty() {
-                    tls.read_tls(&mut rest).map_err(|_| Why::Tls)?;
+                    // Behind the peer's goodbye nothing is taken any more.
+                    if tls.read_tls(&mut rest).map_err(|_| Why::Tls)? == 0 {
+                        return Err(Why::Gone);
+                    }
                     let state = tls.process_new_packets();
                     while tls.wants_write() {
                         tls.write_tls(&mut self.outbound).map_err(|_| Why::Tls)?;
