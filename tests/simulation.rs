@@ -220,6 +220,36 @@ fn pictures_stay_continuous_through_storms_and_switches() {
     });
 }
 
+/// Two of a hundred packets lost each way, on both legs: five requests are enough for nearly all of them, whatever layer
+/// somebody watches.
+#[test]
+fn every_packet_that_can_be_repaired_is_delivered() {
+    for_each_seed("every_packet_that_can_be_repaired_is_delivered", 6, |seed| {
+        let mut world = World::new(seed, 2, Net::new(seed, 20, 10, 10..35));
+        world.films = true;
+        let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
+        world.join(&[of(0), of(1), of(0)]);
+        world.run(Duration::from_secs(4));
+        for second in 0..10u64 {
+            for (at, of) in pairs() {
+                world.want(at, of, Some(Wanted { layer_max: ((seed + second + at as u64 + of as u64) % 3) as u8, ..Wanted::ALL }));
+            }
+            world.run(Duration::from_secs(1));
+        }
+        let ends: Vec<_> = pairs().map(|(at, of)| world.eyes(at, of).map_or(0, |e| e.newest())).collect();
+        world.net.calm();
+        world.run(Duration::from_secs(1));
+        assert!(world.net.lost > 300, "seed {seed}: {} lost", world.net.lost);
+        for ((at, of), end) in pairs().zip(ends) {
+            let sight = world.eyes(at, of).expect("a picture").look(&format!("seed {seed}: {at} of {of}"), end);
+            // A switch cuts a frame off on purpose: the gap that it leaves is nobody's loss. And who has asked five times
+            // while the packet was still on its way to us does not ask again when that is lost.
+            let most = sight.switches + 3;
+            assert!(sight.missing <= most && sight.packets > 500, "seed {seed}: {at} of {of}: {sight:?} {:?}", repairs(&world));
+        }
+    });
+}
+
 /// Where nothing is lost, whatever layer somebody watches, sound and picture are shown together.
 #[test]
 fn sound_and_picture_stay_together_over_switches() {
@@ -274,7 +304,7 @@ fn for_each_seed(test: &str, usual: u64, run: impl Fn(u64)) {
         let Err(failure) = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed))) else { continue };
         let line = format!("{test} {seed}");
         eprintln!("the failing seed is `{line}`: again with POSTERN_SEED={seed}");
-        if !kept.lines().any(|l| l.starts_with(&line)) {
+        if !kept.lines().any(|l| l.trim() == line) {
             let file = std::fs::OpenOptions::new().append(true).create(true).open(SEEDS);
             let _ = file.and_then(|mut file| std::io::Write::write_all(&mut file, format!("{line}\n").as_bytes()));
         }

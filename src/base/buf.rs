@@ -49,10 +49,10 @@ impl PacketBuf {
         true
     }
 
-    /// Makes room for `n` bytes before the byte at `at`; `None` when the buffer is too short.
+    /// Makes room for `n` bytes before the byte at `at`; `None` when the packet would no longer fit into every buffer.
     pub fn insert(&mut self, at: usize, n: usize) -> Option<&mut [u8]> {
         let (from, end) = (usize::from(self.start) + at, usize::from(self.end));
-        if from > end || end + n > CAPACITY {
+        if from > end || self.len() + n > PAYLOAD_MAX {
             return None;
         }
         self.bytes.copy_within(from..end, from + n);

@@ -428,6 +428,12 @@ impl Rooms {
             action: action as i32,
             ..Default::default()
         };
+        // Whoever is just coming back hears it too.
+        if let Some(p) = self.participant(session)
+            && let Some((signal, _)) = p.resuming.take()
+        {
+            p.signal = Some(signal);
+        }
         self.tell(session, Down::Leave(leave));
         self.remove(session, reason);
     }
@@ -485,7 +491,7 @@ impl Rooms {
             self.broadcast(&name, SessionId(0), &Down::RoomUpdate(proto::RoomUpdate { room: Some(info) }));
         }
         for p in self.rooms.values().flat_map(|r| &r.participants) {
-            if p.signal_lost_at.is_some_and(|at| now.duration_since(at) >= SIGNAL_LOST_FOR) {
+            if p.resuming.is_none() && p.signal_lost_at.is_some_and(|at| now.duration_since(at) >= SIGNAL_LOST_FOR) {
                 gone.push(p.session);
             } else if p.token_due <= now {
                 renew.push(p.session);

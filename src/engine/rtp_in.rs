@@ -173,12 +173,16 @@ impl RtpIn {
         }
     }
 
-    /// Whether somebody hears or awaits this stream: nothing is repaired that nobody watches.
+    /// Whether somebody hears or awaits this stream: what is missing from here on is repaired only for those who do. What
+    /// they missed before they turned away leaves a gap that they still wait for.
     pub fn set_watched(&mut self, is_watched: bool) {
         self.is_watched = is_watched;
-        if !is_watched {
-            self.missing.clear();
-        }
+    }
+
+    /// The sender has ended it: nothing more comes.
+    pub fn end(&mut self) {
+        self.is_watched = false;
+        self.missing.clear();
     }
 
     /// `sequence` begins a key frame: what is missing of older frames is of no use any more. What lies between them and this

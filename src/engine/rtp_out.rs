@@ -124,6 +124,8 @@ pub struct RtpOut {
     /// Epochs of pictures bear the serial number of their epoch of numbers.
     pictures: Renumber<u16, 4>,
     serial: u16,
+    /// The source that goes out now began with this timestamp, and this base layer frame.
+    switched_at: (u32, u8),
     last: Option<Last>,
     first_index: u64,
     /// Retransmissions: their source, their next index, and what was repeated lately.
@@ -146,6 +148,7 @@ impl RtpOut {
             numbers: Renumber::default(),
             pictures: Renumber::default(),
             last: None,
+            switched_at: (0, 0),
             first_index,
             rtx_ssrc,
             rtx_index: first_rtx_index,
@@ -181,12 +184,15 @@ impl RtpOut {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
                 self.numbers.leave_gap();
             }
-            let true_timestamp = Self::true_timestamp(last, input);
+            let (true_timestamp, may_be_behind) = Self::true_timestamp(last, input);
+            let next = last.timestamp.wrapping_add(1);
+            let timestamp = if may_be_behind { later(true_timestamp, next) } else { true_timestamp };
             epoch.true_offset = true_timestamp.wrapping_sub(input.timestamp);
-            epoch.timestamp_offset = later(true_timestamp, last.timestamp.wrapping_add(1)).wrapping_sub(input.timestamp);
+            epoch.timestamp_offset = timestamp.wrapping_sub(input.timestamp);
             epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(input.tl0_pic_idx);
             epoch.frame_offset = last.frame_number.wrapping_add(1).wrapping_sub(input.frame_number.unwrap_or(0));
         }
+        self.switched_at = (input.timestamp.wrapping_add(epoch.timestamp_offset), input.tl0_pic_idx.wrapping_add(epoch.tl0_offset));
         self.numbers.switch(input.sequence, epoch);
         if let Some(picture) = input.picture {
             self.pictures.switch(picture, serial);
@@ -214,16 +220,16 @@ impl RtpOut {
         }
     }
 
-    /// The timestamp of a packet from another source, when that of the last one out is known.
-    fn true_timestamp(last: &Last, input: &Input) -> u32 {
+    /// The timestamp of a packet from another source, when that of the last one out is known; whether it may lie behind that.
+    fn true_timestamp(last: &Last, input: &Input) -> (u32, bool) {
         let arrived_us = input.now.since(last.at).as_micros() as i64;
         let believed = -(LATE_MAX.as_micros() as i64)..=arrived_us + SKEW_MAX.as_micros() as i64;
         let by_clock =
             last.sent_ntp.zip(input.sent_ntp).map(|(then, now)| ((i128::from(now.wrapping_sub(then) as i64) * 1_000_000) >> 32) as i64);
         let ticks = |us: i64| (i128::from(us) * i128::from(input.clock_rate) / 1_000_000) as u32;
         match by_clock.filter(|us| believed.contains(us)) {
-            Some(us) => last.true_timestamp.wrapping_add(ticks(us)),
-            None => last.timestamp.wrapping_add(ticks(arrived_us).max(1)),
+            Some(us) => (last.true_timestamp.wrapping_add(ticks(us)), us < LATE_MAX.as_micros() as i64),
+            None => (last.timestamp.wrapping_add(ticks(arrived_us).max(1)), false),
         }
     }
 
@@ -283,6 +289,14 @@ impl RtpOut {
             return Verdict::Fill(mapped);
         }
         mapped.tl0_pic_idx = input.tl0_pic_idx.wrapping_add(tl0_offset);
+        let is_of_now = self.numbers.current().is_some_and(|e| e.ssrc == input.ssrc);
+        let (time, base) = self.switched_at;
+        let is_behind = mapped.timestamp.wrapping_sub(time) as i32 >= 0
+            || (input.picture.is_some() && mapped.tl0_pic_idx.wrapping_sub(base) as i8 >= 0);
+        if !is_of_now && is_behind {
+            // Of a frame that was missed as a whole, taken after the one that took over: time would go back behind it.
+            return self.fill(mapped);
+        }
         if let Some(picture) = input.picture {
             match self.pictures.take(picture, |s| *s == serial) {
                 Some((Fate::Out(picture), _)) => mapped.picture_id = (picture & 0x7FFF) as u16,
@@ -359,7 +373,7 @@ impl RtpOut {
         let last = self.last.as_ref()?;
         let since = i128::from(ntp.wrapping_sub(last.ntp?) as i64);
         let ticks = (since * i128::from(last.clock_rate)) >> 32;
-        let rtp = last.timestamp.wrapping_add(ticks as u32);
+        let rtp = last.true_timestamp.wrapping_add(ticks as u32);
         Some(SenderInfo { ssrc: self.ssrc, ntp, rtp, packets: self.packets, octets: self.octets })
     }
 }
@@ -496,6 +510,27 @@ mod tests {
         assert_eq!(send(&mut out, 150, 6, 73, 500 + 7_200, 120, false), 9_000 + 10_800, "120 ms after the first frame");
         assert_eq!(send(&mut out, 201, 6, 72, 500 + 3_600, 80, false), 18_002, "again as it was");
         assert_eq!(send(&mut out, 240, 5, 9, 9_000 + 21_600, 240, true), 9_000 + 21_600, "and the first layer its own");
+    }
+
+    #[test]
+    fn what_was_missed_before_a_switch_fills_its_gap_and_nothing_goes_back() {
+        let mut out = out();
+        let packet = |ssrc, sequence, timestamp, tl0| Input {
+            ssrc,
+            picture: Some(sequence),
+            tl0_pic_idx: tl0,
+            ..input(sequence % 100 * 10, sequence, timestamp)
+        };
+        out.switch(&packet(5, 1, 9_000, 7), 2);
+        assert!(sent(out.map(&packet(5, 1, 9_000, 7))).is_some());
+        assert!(sent(out.map(&packet(5, 4, 18_000, 8))).is_some(), "2 and 3 are missing");
+        let first = packet(6, 505, 77, 200);
+        out.switch(&first, 2);
+        let switched = sent(out.map(&first)).expect("current");
+        assert_eq!((switched.index, switched.tl0_pic_idx), (104, 9));
+        assert_eq!(sent(out.map(&packet(5, 2, 12_000, 7))).map(|m| m.index), Some(101), "older than the switch");
+        assert!(matches!(out.map(&packet(5, 3, 90_000, 8)), Verdict::Fill(Mapped { index: 102, .. })), "newer in time");
+        assert_eq!(out.map(&packet(5, 5, 19_000, 9)), Verdict::Leave, "behind the end of its source");
     }
 
     #[test]

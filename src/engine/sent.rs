@@ -14,10 +14,11 @@ const WAITED_MAX: Duration = Duration::from_secs(2);
 #[derive(Clone, Copy)]
 struct Packet {
     at: Instant,
-    is_told: bool,
+    has_arrived: bool,
+    is_missed: bool,
 }
 
-/// What one feedback packet told, each number counted once.
+/// What one feedback packet told that was not known.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Told {
     pub received: u32,
@@ -44,24 +45,22 @@ impl Sent {
             self.packets.pop_front();
             self.base += 1;
         }
-        self.packets.push_back(Packet { at: now, is_told: false });
+        self.packets.push_back(Packet { at: now, has_arrived: false, is_missed: false });
     }
 
-    /// The receiver told. One that it calls lost may still come: it is counted again then.
+    /// The receiver told. One that it calls lost may still come: it is counted as received then.
     pub fn told(&mut self, feedback: Feedback<'_>) -> Told {
         let mut told = Told::default();
         let newest = self.base + self.packets.len() as u64;
         for (sequence, arrived) in feedback {
             let at = unwrap_sequence(newest, sequence).checked_sub(self.base);
-            let packet = at.and_then(|at| self.packets.get_mut(at as usize)).filter(|p| !p.is_told);
-            match (packet, arrived) {
-                (Some(packet), Some(_)) => {
-                    packet.is_told = true;
-                    told.received += 1;
-                }
-                (Some(_), None) => told.lost += 1,
-                (None, _) => {}
+            let Some(packet) = at.and_then(|at| self.packets.get_mut(at as usize)).filter(|p| !p.has_arrived) else { continue };
+            match arrived {
+                Some(_) => told.received += 1,
+                None if packet.is_missed => {}
+                None => told.lost += 1,
             }
+            (packet.has_arrived, packet.is_missed) = (arrived.is_some(), arrived.is_none());
         }
         told
     }
@@ -91,6 +90,8 @@ mod tests {
         };
         assert_eq!(tell(0, &[Some(1_000), None, Some(2_000)]), Told { received: 2, lost: 1 });
         assert_eq!(tell(1, &[Some(2_500), Some(2_000)]), Told { received: 1, lost: 0 }, "the late one came, the other is known");
+        assert_eq!(tell(5, &[None, Some(3_000)]), Told { received: 1, lost: 1 });
+        assert_eq!(tell(5, &[None, Some(3_000)]), Told::default(), "said again");
         assert_eq!(tell(9, &[Some(1), Some(2), Some(3)]), Told { received: 1, lost: 0 }, "never sent");
     }
 

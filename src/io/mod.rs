@@ -33,6 +33,8 @@ use udp::{Batch, Received, Transmit, UdpSocket};
 
 /// Turns in a row before other tasks of the runtime get their chance.
 const TURNS_MAX: usize = 64;
+/// Datagrams of one batch before what they make is sent.
+const DATAGRAMS_MAX: usize = 256;
 /// How often openings and unused connections are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 1024;
@@ -246,16 +248,26 @@ impl Worker {
 
     fn udp_turn(&mut self, cx: &mut Context<'_>) -> bool {
         let mut busy = false;
-        for (at, socket) in self.udp.iter().enumerate() {
+        for at in 0..self.udp.len() {
+            let socket = &self.udp[at];
             if !matches!(socket.poll_recv(cx, &mut self.batch, &mut self.shard.pool, &mut self.received), Poll::Ready(_)) {
                 continue;
             }
             busy = true;
             let now = self.clock.now();
-            for Received { remote, local, buf } in self.received.drain(..) {
+            let mut received = std::mem::take(&mut self.received);
+            for (n, Received { remote, local, buf }) in received.drain(..).enumerate() {
+                if n > 0 && n % DATAGRAMS_MAX == 0 {
+                    // Long runs came in: what they make is sent before it piles up.
+                    self.time_turn();
+                    self.effects_turn();
+                    self.write_turn();
+                    self.flush();
+                }
                 let carrier = Carrier::Udp { socket: SocketId(at as u8), local, remote: ClientAddr(remote) };
                 self.shard.handle_datagram(now, carrier, buf);
             }
+            self.received = received;
         }
         self.shard.counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
         busy

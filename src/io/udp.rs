@@ -223,7 +223,7 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
         let (local, segment) = read_control(&message.msg_hdr);
         let local = local.unwrap_or(unspecified);
         let len = message.msg_len as usize;
-        let segment = segment.unwrap_or(len);
+        let segment = segment.unwrap_or(len).min(len);
         if segment > PAYLOAD_MAX {
             continue;
         }

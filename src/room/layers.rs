@@ -22,6 +22,8 @@ pub enum Verdict {
     },
     /// A layer of this stream that the hearer does not get: what follows closes up.
     Skip,
+    /// Late, and of another stream than the one that passes now: it passes if its number is still waited for.
+    Late,
     Drop,
 }
 
@@ -149,7 +151,7 @@ impl Video {
         let Some(wanted) = self.aim(live) else { return Verdict::Drop };
         if Some(layer) != self.current {
             if Some(layer) != self.target || !frame.starts_key_frame {
-                return Verdict::Drop;
+                return if frame.is_late && self.current.is_some() { Verdict::Late } else { Verdict::Drop };
             }
             self.current = Some(layer);
             self.key_picture(wanted, frame);

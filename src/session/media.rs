@@ -40,6 +40,10 @@ const CREDIT_MIN: usize = 1500;
 pub(super) const NACKS_MAX: usize = 2_000;
 /// Longest RTCP packet: browsers refuse more than 2048 bytes, networks cut more than their MTU.
 const RTCP_MAX: usize = 1_200;
+/// Longest payload that is made redundant: what its publisher sent passes everywhere, and so must this.
+const REPEATED_MAX: usize = 1_100;
+/// Packets that one client may tell about between two reports.
+pub(super) const TOLD_MAX: usize = 16_384;
 /// Numbers of one NACK.
 const NACK_MAX: usize = 128;
 
@@ -83,7 +87,8 @@ impl Media {
     pub fn repeat(&mut self, packet: &mut PacketBuf, earlier: &Media, earlier_packet: &[u8]) {
         let offset = self.header.timestamp.wrapping_sub(earlier.header.timestamp);
         let part = &earlier_packet[earlier.newest()];
-        let Some(growth) = red::growth(offset, part).filter(|_| !self.payload.is_empty()) else { return };
+        let fits = |growth: &usize| !self.payload.is_empty() && self.payload.len() + growth <= REPEATED_MAX;
+        let Some(growth) = red::growth(offset, part).filter(fits) else { return };
         if let Some(room) = packet.insert(self.payload.start, growth) {
             red::write_before(room, self.header.payload_type, offset, part);
             self.payload.end += growth;
@@ -119,6 +124,8 @@ pub enum Passage {
     Start { spatial_max: u8, temporal_max: u8 },
     /// Its layer is not wanted: what follows closes up.
     Skip,
+    /// From a source that the hearer's stream has left: into the gap that it left behind, if any.
+    Late,
 }
 
 pub(super) struct Source {
@@ -245,8 +252,9 @@ impl Session {
         let described = section.extensions.id(Extension::DependencyDescriptor);
         let described = described.and_then(|id| header.extensions(packet).find(|(i, _)| *i == id)).map(|(_, bytes)| bytes);
         let vp9 = (format.codec == Codec::Vp9).then(|| vp9::Ids::read(&packet[payload.clone()])).flatten();
+        let described = described.filter(|_| format.codec == Codec::Av1);
         let frame_number = described.and_then(dependency::frame_number).or(vp9.and_then(|ids| ids.picture_id).map(|id| id.value));
-        let frame = described.filter(|_| format.codec == Codec::Av1).and_then(|bytes| dependency::read(bytes, &mut source.structure));
+        let frame = described.and_then(|bytes| dependency::read(bytes, &mut source.structure));
         let frame = frame.unwrap_or_else(by_payload);
         let mut frame = FrameInfo { is_late: sequence < source.stream.highest(), ..frame };
         if section.rids.len() > 1 {
@@ -483,14 +491,15 @@ impl Session {
                     self.nacks_left -= out.len() - before;
                 }
                 rtcp::Packet::TransportCc(feedback) => {
-                    if let Some(feedback) = Feedback::read(feedback) {
+                    if let Some(feedback) = Feedback::read(feedback).filter(|f| f.covers() <= self.told_left) {
+                        self.told_left -= feedback.covers();
                         out.push(Effect::Told(self.sent.told(feedback)));
                     }
                 }
                 rtcp::Packet::Bye(sources) => {
                     for ssrc in sources {
                         let Some(source) = self.sources.get_mut(&ssrc) else { continue };
-                        source.stream.set_watched(false);
+                        source.stream.end();
                         let track = self.receive[source.section].track;
                         out.push(Effect::LayerEnded { track, layer: source.layer });
                     }
@@ -545,7 +554,7 @@ impl Session {
                 }
             }
             Passage::Start { spatial_max, .. } | Passage::Continue { spatial_max } => outgoing.stream.switch(&input, spatial_max),
-            Passage::Skip => {}
+            Passage::Skip | Passage::Late => {}
         }
         let verdict = match passage {
             Passage::Skip => outgoing.stream.skip(&input, true),
@@ -655,6 +664,7 @@ impl Session {
     /// What is said every second: about what came, about what went, and for the round trip.
     pub(super) fn report(&mut self, now: Instant, compounds: &mut Compounds) {
         self.nacks_left = NACKS_MAX;
+        self.told_left = TOLD_MAX;
         let gone = std::mem::take(&mut self.gone);
         if !gone.is_empty() {
             self.say_bye(&gone, compounds);

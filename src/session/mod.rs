@@ -20,7 +20,7 @@ use crate::engine::sent::{Sent, Told};
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
 use crate::wire::stun::Message;
-use media::{Compounds, NACKS_MAX, Outgoing, RoundTrip, Source};
+use media::{Compounds, NACKS_MAX, Outgoing, RoundTrip, Source, TOLD_MAX};
 use negotiate::{Plan, Receive};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
@@ -154,6 +154,8 @@ pub struct Session {
     credit: usize,
     /// Packets that the client may ask for until the next report.
     nacks_left: usize,
+    /// Packets that it may tell about until then.
+    told_left: usize,
     /// Sources that are no longer sent, and the number that each would go on with: under one key none is used twice.
     spent: HashMap<u32, u64>,
     /// Our name in RTCP that is not about a stream of ours.
@@ -192,6 +194,7 @@ impl Session {
             sent: Sent::default(),
             credit: CREDIT_START,
             nacks_left: NACKS_MAX,
+            told_left: TOLD_MAX,
             spent: HashMap::new(),
             rtcp_ssrc,
             report_due: now + REPORT_INTERVAL,

@@ -75,8 +75,9 @@ impl Route {
     }
 }
 
-/// Bytes that may wait for one connection.
+/// Bytes that may wait for one connection: of pictures and data, and of what goes before them.
 const QUEUE_MAX: usize = 512 * 1024;
+const URGENT_MAX: usize = 64 * 1024;
 /// How long a frame may wait before newer ones are refused: older media is of no use to anybody.
 const AGE_MAX: Duration = Duration::from_millis(1000);
 
@@ -203,9 +204,8 @@ impl FrameQueue {
 
     /// Takes a frame, or refuses it when the connection is behind in bytes or, for what ages, in time.
     pub fn push(&mut self, now: Instant, frame: &[u8], cargo: Cargo) -> bool {
-        let waiting = self.urgent.bytes.len() + self.rest.bytes.len();
-        let lane = if cargo.is_urgent() { &mut self.urgent } else { &mut self.rest };
-        if waiting + frame.len() > QUEUE_MAX || (cargo.ages() && lane.age(now) > AGE_MAX) {
+        let (lane, bytes_max) = if cargo.is_urgent() { (&mut self.urgent, URGENT_MAX) } else { (&mut self.rest, QUEUE_MAX) };
+        if lane.bytes.len() + frame.len() > bytes_max || (cargo.ages() && lane.age(now) > AGE_MAX) {
             return false;
         }
         lane.bytes.extend(frame);
@@ -213,11 +213,13 @@ impl FrameQueue {
         true
     }
 
-    /// Moves whole frames of at most `budget` bytes to `out`, urgent ones first; at least one if any waits.
+    /// Moves whole frames of at most `budget` bytes to `out`, at least one if any waits: urgent ones first, but a quarter is
+    /// for the rest, or handshakes would never leave on a way that is too narrow for the sound alone.
     pub fn take(&mut self, budget: usize, out: &mut Vec<u8>) {
         let mut taken = 0;
-        self.urgent.take(budget, &mut taken, out);
+        self.urgent.take(budget - budget / 4, &mut taken, out);
         self.rest.take(budget, &mut taken, out);
+        self.urgent.take(budget, &mut taken, out);
     }
 }
 
@@ -325,5 +327,12 @@ mod tests {
             queue.take(5_000, &mut out);
         }
         assert_eq!(out.len(), 100_150, "each frame once");
+        while queue.push(at(700), &[0; 1_000], Cargo::Picture) {}
+        assert!(queue.push(at(700), &[7; 100], Cargo::Sound), "pictures do not take its room");
+        while queue.push(at(700), &[7; 100], Cargo::Sound) {}
+        assert!(queue.urgent.bytes.len() <= URGENT_MAX);
+        out.clear();
+        queue.take(4_000, &mut out);
+        assert_eq!((out.len(), out[2_999], out[3_000]), (4_000, 7, 0), "a quarter is for the rest");
     }
 }

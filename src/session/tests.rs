@@ -144,6 +144,13 @@ fn redundancy_is_made_for_a_publisher_who_has_none() {
     let (mut fourth, mut packet, _) = publisher.publish(&mut pool, 111, 40, b"dd");
     fourth.repeat(&mut packet, &second, &[0; 100]);
     assert_eq!(fourth.newest, None, "too far back");
+    let (long, long_packet, _) = publisher.publish(&mut pool, 111, 41, &[b'e'; 400]);
+    let (mut longer, mut packet, _) = publisher.publish(&mut pool, 111, 42, &[b'f'; 450]);
+    longer.repeat(&mut packet, &long, &long_packet);
+    assert_eq!(longer.payload.len(), 450 + 400 + 5);
+    let mut again = longer.clone();
+    again.repeat(&mut packet, &long, &long_packet);
+    assert_eq!(again.payload.len(), 450 + 400 + 5, "longer than what passes everywhere");
 }
 
 #[test]

@@ -98,8 +98,9 @@ impl Shard {
         let mut turn = std::mem::take(&mut self.fan_out);
         for (at, packet) in turn.packets.iter_mut().enumerate() {
             turn.routed.is_watched = false;
+            turn.routed.hearers.clear();
             self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
-            packet.is_watched = turn.routed.is_watched;
+            packet.is_watched = turn.routed.is_watched || !turn.routed.hearers.is_empty();
         }
         turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
         for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
@@ -132,6 +133,7 @@ impl Shard {
             let passage = match *verdict {
                 Verdict::Forward { spatial_max } => Passage::Continue { spatial_max },
                 Verdict::Start { spatial_max, temporal_max } => Passage::Start { spatial_max, temporal_max },
+                Verdict::Late => Passage::Late,
                 Verdict::Skip | Verdict::Drop => Passage::Skip,
             };
             Delivery { hearer: *hearer, at, passage }
@@ -141,7 +143,10 @@ impl Shard {
         }
         for to in routed.shadows.iter().copied() {
             let mut copy = self.pool.take();
-            copy.fill(buf);
+            if !copy.fill(buf) {
+                self.pool.put(copy);
+                continue;
+            }
             self.counters.count(Counter::RingMedia);
             let media = Box::new(media.clone());
             self.effects.push(Effect::Parcel { to, parcel: Parcel::Media { room: room_id, publisher: *publisher, media, buf: copy } });

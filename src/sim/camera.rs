@@ -157,9 +157,7 @@ impl Eyes {
             sight.frames += 1;
             let ahead = seen.picture.wrapping_sub(old.picture) & 0x7FFF;
             assert!((1..2_000).contains(&ahead), "picture ids grow: {place}");
-            // What is repaired of the layer before may have been taken a frame later than the picture that took over.
-            let least = if seen.layer == old.layer { 1 } else { -(TICKS as i32) };
-            assert!((seen.time.wrapping_sub(old.time) as i32) >= least, "time goes on: {place}");
+            assert!((seen.time.wrapping_sub(old.time) as i32) > 0, "time goes on: {place}");
             if is_next {
                 assert_eq!(ahead, 1, "no picture id is left out: {place}");
                 assert_eq!(seen.part, 0, "a frame begins with its first part: {place}");

@@ -84,6 +84,9 @@ fn write_chunks(out: &mut Vec<u8>, mut statuses: &[Status]) {
     }
 }
 
+/// Packets that a feedback which is read may speak of: a run of them takes two bytes, and each is looked at.
+const READ_MAX: u16 = 4096;
+
 /// A feedback packet as read: each number that it covers, with when it came, microseconds on the receiver's clock.
 #[derive(Clone, Debug)]
 pub struct Feedback<'a> {
@@ -101,7 +104,7 @@ impl<'a> Feedback<'a> {
     /// `packet` is the whole RTCP packet.
     pub fn read(packet: &'a [u8]) -> Option<Self> {
         let (sequence, left, reference) = (be16(packet, 12)?, be16(packet, 14)?, be24(packet, 16)?);
-        let rest = packet.get(20..)?;
+        let rest = packet.get(20..).filter(|_| left <= READ_MAX)?;
         let (mut at, mut statuses) = (0, 0);
         while statuses < usize::from(left) {
             statuses += usize::from(statuses_of(be16(rest, at)?));
@@ -109,6 +112,13 @@ impl<'a> Feedback<'a> {
         }
         let us = i64::from(reference) * REFERENCE_US as i64;
         Some(Self { sequence, left, chunk: 0, in_chunk: 0, chunks: &rest[..at], deltas: &rest[at..], us })
+    }
+}
+
+impl Feedback<'_> {
+    /// How many packets it speaks of.
+    pub fn covers(&self) -> usize {
+        usize::from(self.left)
     }
 }
 
@@ -171,6 +181,8 @@ mod tests {
         let got: Vec<_> = read(&packet).into_iter().filter_map(|(sequence, at)| Some((sequence, at?))).collect();
         assert_eq!(got, [(0xFFFF, 65_000), (0, 67_000), (1, 67_250), (14, 67_750), (15, 66_750)]);
         assert_eq!(read(&packet).len(), 18);
+        packet[14..16].copy_from_slice(&5_000u16.to_be_bytes());
+        assert!(Feedback::read(&packet).is_none(), "more than anybody tells at once");
         for len in 0..26 {
             assert!(Feedback::read(&packet[..len]).is_none_or(|f| f.count() < 18), "cut off at {len}");
         }
