@@ -88,9 +88,10 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) >= self.end)
     }
 
-    /// Whether this number of the current source follows on all before it, none of which is on its way.
-    pub fn is_next(&self, sequence: u64) -> bool {
-        self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) == self.end)
+    /// What this number of the current source would go out as, when it is the one behind the newest.
+    pub fn next_out(&self, sequence: u64) -> Option<u64> {
+        let epoch = self.epochs.back().filter(|e| sequence >= e.first_in)?;
+        (epoch.first_position + (sequence - epoch.first_in) == self.end).then_some(self.end - self.dropped_total)
     }
 
     /// Whether a number can be remembered or follows closely.
@@ -118,6 +119,12 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
             self.advance(position + 1);
         }
         Some((self.fate(position), &self.epochs[at].tied))
+    }
+
+    /// The epoch that took over from the source of `sequence`: the next one for which `is_of` does not hold.
+    pub fn successor(&self, sequence: u64, is_of: impl Fn(&E) -> bool) -> Option<&E> {
+        let (at, _) = self.locate(sequence, &is_of)?;
+        self.epochs.iter().skip(at + 1).map(|e| &e.tied).find(|tied| !is_of(tied))
     }
 
     /// Takes `sequence` of the current source out, and what follows closes up. `false` when that is no longer possible
@@ -206,8 +213,8 @@ mod tests {
 
     #[test]
     fn the_map_of_a_subscription_is_small() {
-        let epochs = EPOCHS_MAX * size_of::<Epoch<[u32; 5]>>();
-        assert!(size_of::<Renumber<[u32; 5], 32>>() + epochs <= 1024, "{}", size_of::<Numbers>() + epochs);
+        let epochs = EPOCHS_MAX * size_of::<Epoch<[u32; 6]>>();
+        assert!(size_of::<Renumber<[u32; 6], 32>>() + epochs <= 1024, "{}", size_of::<Numbers>() + epochs);
     }
 
     #[test]

@@ -89,7 +89,13 @@ struct Epoch {
     true_offset: u32,
     tl0_offset: u8,
     frame_offset: u16,
+    /// Its source began to go out with these.
+    first_timestamp: u32,
+    first_tl0: u8,
 }
+
+// Many of them are kept for each hearer.
+const _: () = assert!(size_of::<Epoch>() <= 24);
 
 impl Mapped {
     fn new(index: u64, input: &Input, epoch: &Epoch) -> Self {
@@ -124,8 +130,6 @@ pub struct RtpOut {
     /// Epochs of pictures bear the serial number of their epoch of numbers.
     pictures: Renumber<u16, 4>,
     serial: u16,
-    /// The source that goes out now began with this timestamp, and this base layer frame.
-    switched_at: (u32, u8),
     last: Option<Last>,
     first_index: u64,
     /// Retransmissions: their source, their next index, and what was repeated lately.
@@ -148,7 +152,6 @@ impl RtpOut {
             numbers: Renumber::default(),
             pictures: Renumber::default(),
             last: None,
-            switched_at: (0, 0),
             first_index,
             rtx_ssrc,
             rtx_index: first_rtx_index,
@@ -178,7 +181,18 @@ impl RtpOut {
     pub fn switch(&mut self, input: &Input, spatial_max: u8) {
         self.serial = self.serial.wrapping_add(1);
         let (ssrc, layer, serial) = (input.ssrc, input.layer, self.serial);
-        let mut epoch = Epoch { ssrc, layer, spatial_max, serial, timestamp_offset: 0, true_offset: 0, tl0_offset: 0, frame_offset: 0 };
+        let mut epoch = Epoch {
+            ssrc,
+            layer,
+            spatial_max,
+            serial,
+            timestamp_offset: 0,
+            true_offset: 0,
+            tl0_offset: 0,
+            frame_offset: 0,
+            first_timestamp: 0,
+            first_tl0: 0,
+        };
         if let Some(last) = &self.last {
             if !last.marker {
                 // The frame that was under way stays unfinished: without a gap the receiver would glue both together.
@@ -192,7 +206,8 @@ impl RtpOut {
             epoch.tl0_offset = last.tl0_pic_idx.wrapping_add(1).wrapping_sub(input.tl0_pic_idx);
             epoch.frame_offset = last.frame_number.wrapping_add(1).wrapping_sub(input.frame_number.unwrap_or(0));
         }
-        self.switched_at = (input.timestamp.wrapping_add(epoch.timestamp_offset), input.tl0_pic_idx.wrapping_add(epoch.tl0_offset));
+        epoch.first_timestamp = input.timestamp.wrapping_add(epoch.timestamp_offset);
+        epoch.first_tl0 = input.tl0_pic_idx.wrapping_add(epoch.tl0_offset);
         self.numbers.switch(input.sequence, epoch);
         if let Some(picture) = input.picture {
             self.pictures.switch(picture, serial);
@@ -238,7 +253,8 @@ impl RtpOut {
         let Some(epoch) = self.numbers.current().copied().filter(|e| e.ssrc == input.ssrc) else { return };
         let Some(last) = self.last.as_ref().filter(|_| epoch.timestamp_offset != epoch.true_offset) else { return };
         // None of an older frame may be on its way: time would go back for it.
-        if last.marker && self.numbers.is_next(input.sequence) {
+        let is_next = self.numbers.next_out(input.sequence).is_some_and(|out| self.first_index + out == last.index + 1);
+        if last.marker && is_next {
             let timestamp = later(input.timestamp.wrapping_add(epoch.true_offset), last.timestamp.wrapping_add(1));
             let timestamp_offset = timestamp.wrapping_sub(input.timestamp);
             self.numbers.split(input.sequence, Epoch { timestamp_offset, ..epoch });
@@ -289,13 +305,15 @@ impl RtpOut {
             return Verdict::Fill(mapped);
         }
         mapped.tl0_pic_idx = input.tl0_pic_idx.wrapping_add(tl0_offset);
-        let is_of_now = self.numbers.current().is_some_and(|e| e.ssrc == input.ssrc);
-        let (time, base) = self.switched_at;
-        let is_behind = mapped.timestamp.wrapping_sub(time) as i32 >= 0
-            || (input.picture.is_some() && mapped.tl0_pic_idx.wrapping_sub(base) as i8 >= 0);
-        if !is_of_now && is_behind {
-            // Of a frame that was missed as a whole, taken after the one that took over: time would go back behind it.
-            return self.fill(mapped);
+        if self.last.as_ref().is_some_and(|last| mapped.index < last.index)
+            && let Some(next) = self.numbers.successor(input.sequence, |e| e.ssrc == input.ssrc)
+        {
+            let is_behind = mapped.timestamp.wrapping_sub(next.first_timestamp) as i32 >= 0
+                || (input.picture.is_some() && mapped.tl0_pic_idx.wrapping_sub(next.first_tl0) as i8 >= 0);
+            if is_behind {
+                // Of a frame that was missed as a whole, taken after the one that took over: time would go back behind it.
+                return self.fill(mapped);
+            }
         }
         if let Some(picture) = input.picture {
             match self.pictures.take(picture, |s| *s == serial) {
@@ -531,6 +549,12 @@ mod tests {
         assert_eq!(sent(out.map(&packet(5, 2, 12_000, 7))).map(|m| m.index), Some(101), "older than the switch");
         assert!(matches!(out.map(&packet(5, 3, 90_000, 8)), Verdict::Fill(Mapped { index: 102, .. })), "newer in time");
         assert_eq!(out.map(&packet(5, 5, 19_000, 9)), Verdict::Leave, "behind the end of its source");
+        assert!(sent(out.map(&packet(6, 508, 9_077, 201))).is_some(), "506 and 507 are missing");
+        let third = packet(7, 909, 5, 100);
+        out.switch(&third, 2);
+        assert!(sent(out.map(&third)).is_some());
+        assert!(matches!(out.map(&packet(5, 3, 90_000, 8)), Verdict::Fill(Mapped { index: 102, .. })), "again as it was");
+        assert_eq!(sent(out.map(&packet(6, 507, 6_077, 200))).map(|m| m.index), Some(106), "between its two switches");
     }
 
     #[test]

@@ -383,6 +383,16 @@ mod tests {
     }
 
     #[test]
+    fn a_publisher_of_g711_is_answered_with_it_first() {
+        for (codec, order) in [(Codec::Pcmu, "0 63 111 8"), (Codec::Pcma, "8 63 111 0")] {
+            let voice = Voice { redundancy: true, ..Voice::default() };
+            let (sdp, plan) = run(OFFER, &[Use::Receive { track: TrackId(1), prefer: Some(codec), voice }, Use::Idle, Use::Data]);
+            assert!(sdp.lines().any(|l| l == format!("m=audio 9 UDP/TLS/RTP/SAVPF {order}")), "{sdp}");
+            assert_eq!((plan.receive[0].formats[0].format.codec, codec.clock_rate()), (codec, 8_000));
+        }
+    }
+
+    #[test]
     fn we_are_the_client_only_for_those_who_insist() {
         let (sdp, plan) = run(&OFFER.replace("a=setup:actpass", "a=setup:passive"), &[Use::Idle, Use::Idle, Use::Data]);
         assert_eq!(plan.role, Role::Client);

@@ -256,6 +256,22 @@ test("k: mute, speakers, lost signalling, full reconnect, the same name twice", 
   await ada.ask(() => window.postern.room.localParticipant.setMicrophoneEnabled(false));
   const adaIsMuted = () => bob.ask(() => [...window.postern.room.remoteParticipants.values()][0]?.isMicrophoneEnabled === false);
   await until("bob sees that ada is muted", 5_000, adaIsMuted);
+  const seesOn = async () => {
+    const { frames } = await ada.received();
+    await until("ada sees more of bob", 10_000, async () => (await ada.received()).frames > frames + 20);
+  };
+  // A camera that is switched off and on, and one that is replaced by another, go on in the same stream.
+  await bob.ask(() => window.postern.room.localParticipant.setCameraEnabled(false));
+  await until("ada sees that bob's camera is off", 5_000, () => ada.ask(() => [...window.postern.room.remoteParticipants.values()][0].isCameraEnabled === false));
+  await bob.ask(() => window.postern.room.localParticipant.setCameraEnabled(true));
+  await until("ada sees that it is on", 5_000, () => ada.ask(() => [...window.postern.room.remoteParticipants.values()][0].isCameraEnabled));
+  await seesOn();
+  const sent = () => bob.ask(() => [...window.postern.room.localParticipant.videoTrackPublications.values()][0].track.mediaStreamTrack.id);
+  const before = await sent();
+  await bob.ask(() => [...window.postern.room.localParticipant.videoTrackPublications.values()][0].track.restartTrack({ resolution: { width: 640, height: 360 } }));
+  assert.notEqual(await sent(), before, "another camera");
+  await until("ada sees the other camera", 10_000, async () => (await ada.received()).width <= 640);
+  await seesOn();
   // The signalling connection is lost; media goes on and the SDK resumes.
   const reconnected = (p) => p.ask(() => (window.events = [], ["reconnecting", "signalReconnecting", "reconnected", "disconnected"].forEach((e) => window.postern.room.on(e, () => window.events.push(e)))));
   await reconnected(bob);
