@@ -162,29 +162,20 @@ fn a_room_of_fifty_on_two_workers_crosses_the_ring_once_a_packet() {
 #[test]
 fn pictures_stay_continuous_through_storms_and_switches() {
     for_each_seed("pictures_stay_continuous_through_storms_and_switches", 12, |seed| {
-        let mut world = World::new(seed, 2, Net::new(seed, 10, 10, 10..35));
-        world.films = true;
-        let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
-        world.join(&[of(0), of(1), of(0)]);
-        world.run(Duration::from_secs(4));
-        assert!(all_connected(&mut world), "seed {seed}: {:?}", check::drops(&world));
+        let mut world = three_cameras(seed, 10, 10);
         for second in 0..12u64 {
             world.net.storm([0, 50, 100, 200][(seed + second) as usize % 4]);
-            for at in 0..3 {
-                for of in (0..3).filter(|of| *of != at) {
-                    let layer_max = ((seed + second + at as u64 * 2 + of as u64) % 3) as u8;
-                    let temporal_max = if (second + at as u64) % 5 == 4 { 0 } else { Wanted::ALL.temporal_max };
-                    let wanted = Some(Wanted { layer_max, temporal_max }).filter(|_| (seed + second + of as u64) % 11 != 10);
-                    world.want(at, of, wanted);
-                }
+            for (at, of) in pairs() {
+                let layer_max = ((seed + second + at as u64 * 2 + of as u64) % 3) as u8;
+                let temporal_max = if (second + at as u64) % 5 == 4 { 0 } else { Wanted::ALL.temporal_max };
+                let wanted = Some(Wanted { layer_max, temporal_max }).filter(|_| (seed + second + of as u64) % 11 != 10);
+                world.want(at, of, wanted);
             }
             world.run(Duration::from_secs(1));
         }
         world.net.calm();
-        for at in 0..3 {
-            for of in (0..3).filter(|of| *of != at) {
-                world.want(at, of, Some(Wanted::ALL));
-            }
+        for (at, of) in pairs() {
+            world.want(at, of, Some(Wanted::ALL));
         }
         let ends: Vec<_> = pairs().map(|(at, of)| world.eyes(at, of).map_or(0, |e| e.newest())).collect();
         world.run(Duration::from_secs(3));
@@ -225,11 +216,7 @@ fn pictures_stay_continuous_through_storms_and_switches() {
 #[test]
 fn every_packet_that_can_be_repaired_is_delivered() {
     for_each_seed("every_packet_that_can_be_repaired_is_delivered", 6, |seed| {
-        let mut world = World::new(seed, 2, Net::new(seed, 20, 10, 10..35));
-        world.films = true;
-        let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
-        world.join(&[of(0), of(1), of(0)]);
-        world.run(Duration::from_secs(4));
+        let mut world = three_cameras(seed, 20, 10);
         for second in 0..10u64 {
             for (at, of) in pairs() {
                 world.want(at, of, Some(Wanted { layer_max: ((seed + second + at as u64 + of as u64) % 3) as u8, ..Wanted::ALL }));
@@ -254,11 +241,7 @@ fn every_packet_that_can_be_repaired_is_delivered() {
 #[test]
 fn sound_and_picture_stay_together_over_switches() {
     for_each_seed("sound_and_picture_stay_together_over_switches", 6, |seed| {
-        let mut world = World::new(seed, 2, Net::new(seed, 0, 0, 10..35));
-        world.films = true;
-        let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
-        world.join(&[of(0), of(1), of(0)]);
-        world.run(Duration::from_secs(4));
+        let mut world = three_cameras(seed, 0, 0);
         for second in 0..10u64 {
             for (at, of) in pairs() {
                 let layer_max = ((seed + second + at as u64 * 2 + of as u64) % 3) as u8;
@@ -272,6 +255,17 @@ fn sound_and_picture_stay_together_over_switches() {
             assert!(skews.len() > 200 && worst_us < 40_000, "seed {seed}: {at} of {of}: {} frames, at most {worst_us} us", skews.len());
         }
     });
+}
+
+/// Three participants with cameras on two workers, four seconds in; so much is lost and duplicated of a thousand packets.
+fn three_cameras(seed: u64, loss_per_mille: u64, duplicates_per_mille: u64) -> World {
+    let mut world = World::new(seed, 2, Net::new(seed, loss_per_mille, duplicates_per_mille, 10..35));
+    world.films = true;
+    let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(owner), owner: WorkerId(owner) };
+    world.join(&[of(0), of(1), of(0)]);
+    world.run(Duration::from_secs(4));
+    assert!(all_connected(&mut world), "seed {seed}: {:?}", check::drops(&world));
+    world
 }
 
 /// What became of retransmissions.

@@ -370,7 +370,9 @@ impl Stream {
 /// Hands all of `bytes` to the acceptor, which reads a part at a time.
 fn read_hello(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<(), Why> {
     while !bytes.is_empty() {
-        acceptor.read_tls(&mut bytes).map_err(|_| Why::Tls)?;
+        if acceptor.read_tls(&mut bytes).map_err(|_| Why::Tls)? == 0 {
+            return Err(Why::Tls);
+        }
     }
     Ok(())
 }

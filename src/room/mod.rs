@@ -83,8 +83,9 @@ enum Home {
 
 struct Shadow {
     worker: WorkerId,
-    /// Layers that its hearers need, one bit each, and those that they needed before.
+    /// Layers that its hearers need, one bit each.
     demand: u8,
+    /// Those that they needed before.
     before: u8,
 }
 

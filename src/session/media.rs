@@ -571,6 +571,7 @@ impl Session {
         outgoing.stream.sent(payload.len());
         self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
         let is_repeated_as_it_is = format.rtx.is_none() && format.format.codec.is_video();
+        let is_numbered = outgoing.plan.is_numbered() && !is_repeated_as_it_is;
         let place = Place {
             payload_type: red.unwrap_or(format.payload_type),
             block_type: red.map(|_| format.payload_type),
@@ -578,10 +579,10 @@ impl Session {
             index: mapped.index,
             original: None,
             padding,
-            transport: (!is_repeated_as_it_is).then(|| self.sent.next()),
+            transport: is_numbered.then(|| self.sent.next()),
         };
         let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
-        if outgoing.plan.is_numbered() && place.transport.is_some() {
+        if is_numbered {
             self.sent.push(now);
         }
         Some(len)
@@ -608,10 +609,11 @@ impl Session {
             Some(rtx) => (rtx, outgoing.stream.rtx_ssrc(), outgoing.stream.next_rtx(), Some(mapped.index as u16)),
             None => (format.payload_type, outgoing.stream.ssrc(), mapped.index, None),
         };
-        let transport = original.map(|_| self.sent.next());
+        let is_numbered = outgoing.plan.is_numbered() && original.is_some();
+        let transport = is_numbered.then(|| self.sent.next());
         let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
         let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
-        if outgoing.plan.is_numbered() && place.transport.is_some() {
+        if is_numbered {
             self.sent.push(now);
         }
         Some(len)
@@ -753,15 +755,20 @@ fn write(
         ssrc: place.ssrc,
     };
     let theirs = media.extensions;
-    let mut described = [0; u8::MAX as usize];
-    let renumbered = media.frame_number.filter(|number| *number != mapped.frame_number).and_then(|_| {
-        let id = theirs.id(Extension::DependencyDescriptor)?;
-        let (_, value) = media.header.extensions(packet).find(|(i, _)| *i == id)?;
-        let value_as_it_goes = described.get_mut(..value.len())?;
-        value_as_it_goes.copy_from_slice(value);
-        dependency::set_frame_number(value_as_it_goes, mapped.frame_number);
-        Some(&*value_as_it_goes)
-    });
+    let is_renumbered = media.format.codec == Codec::Av1 && media.frame_number.is_some_and(|number| number != mapped.frame_number);
+    let descriptor = theirs.id(Extension::DependencyDescriptor).filter(|_| is_renumbered);
+    let descriptor = descriptor.and_then(|id| media.header.extensions(packet).find(|(i, _)| *i == id));
+    let mut bytes;
+    let renumbered = match descriptor {
+        Some((_, value)) => {
+            bytes = [0; u8::MAX as usize];
+            let value_as_it_goes = bytes.get_mut(..value.len())?;
+            value_as_it_goes.copy_from_slice(value);
+            dependency::set_frame_number(value_as_it_goes, mapped.frame_number);
+            Some(&*value_as_it_goes)
+        }
+        None => None,
+    };
     let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
         let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
         let value = renumbered.filter(|_| extension == Extension::DependencyDescriptor).unwrap_or(value);

@@ -101,7 +101,7 @@ pub enum Effect {
     },
     /// It asked for one that is not ours, too old, or on its way already.
     ResendRefused,
-    /// The client sends this layer no longer, or not for now.
+    /// The client said goodbye to the source of this layer (RFC 3550 §6.6). It may take it up again.
     LayerEnded {
         track: TrackId,
         layer: u8,

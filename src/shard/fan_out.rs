@@ -42,7 +42,7 @@ struct Packet {
     media: Media,
     buf: PacketBuf,
     /// Somebody may miss it.
-    is_watched: bool,
+    is_kept: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -75,16 +75,17 @@ impl Shard {
     fn add_redundancy(&self, media: &mut Media, buf: &mut PacketBuf) {
         let before = media.sequence - 1;
         let is_before = |p: &&Packet| (p.media.track, p.media.header.ssrc, p.media.sequence) == (media.track, media.header.ssrc, before);
-        let of_turn = self.fan_out.packets.iter().rev().find(is_before).map(|p| (&p.media, &*p.buf));
-        let of_store = || self.store.get(media.track, media.layer, before).filter(|(m, _)| m.header.ssrc == media.header.ssrc);
-        if let Some((earlier, bytes)) = of_turn.or_else(of_store) {
+        let of_store = self.store.get(media.track, media.layer, before).filter(|(m, _)| m.header.ssrc == media.header.ssrc);
+        // Two packets of one voice seldom come in one turn: that is looked through last.
+        let of_turn = || self.fan_out.packets.iter().rev().find(is_before).map(|p| (&p.media, &*p.buf));
+        if let Some((earlier, bytes)) = of_store.or_else(of_turn) {
             media.repeat(buf, earlier, bytes);
         }
     }
 
     /// A packet of a publisher here or, over a ring, on another worker.
     pub(super) fn take_packet(&mut self, now: Now, room: RoomId, publisher: SessionId, media: Media, buf: PacketBuf) {
-        self.fan_out.packets.push(Packet { room, publisher, media, buf, is_watched: false });
+        self.fan_out.packets.push(Packet { room, publisher, media, buf, is_kept: false });
         if self.fan_out.packets.len() >= TURN_MAX {
             self.fan_out(now);
         }
@@ -97,18 +98,15 @@ impl Shard {
         }
         let mut turn = std::mem::take(&mut self.fan_out);
         for (at, packet) in turn.packets.iter_mut().enumerate() {
-            turn.routed.is_watched = false;
-            turn.routed.hearers.clear();
-            self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
-            packet.is_watched = turn.routed.is_watched || !turn.routed.hearers.is_empty();
+            packet.is_kept = self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
         }
         turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
         for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
             self.deliver(now, hearers, &turn.packets);
         }
         turn.deliveries.clear();
-        for Packet { media, buf, is_watched, .. } in turn.packets.drain(..) {
-            if is_watched && !self.store.put(now.mono, media, &buf) {
+        for Packet { media, buf, is_kept, .. } in turn.packets.drain(..) {
+            if is_kept && !self.store.put(now.mono, media, &buf) {
                 self.counters.count(Counter::StoreFull);
             }
             self.pool.put(buf);
@@ -116,11 +114,11 @@ impl Shard {
         self.fan_out = turn;
     }
 
-    /// Who gets a packet; what follows from it for its publisher.
-    fn route(&mut self, now: Now, at: usize, packet: &Packet, routed: &mut Routed, deliveries: &mut Vec<Delivery>) {
+    /// Who gets a packet; what follows from it for its publisher. Whether somebody may miss it.
+    fn route(&mut self, now: Now, at: usize, packet: &Packet, routed: &mut Routed, deliveries: &mut Vec<Delivery>) -> bool {
         let Packet { room: room_id, publisher, media, buf, .. } = packet;
         let room_id = *room_id;
-        let Some(room) = self.rooms.get_mut(&room_id) else { return };
+        let Some(room) = self.rooms.get_mut(&room_id) else { return false };
         // Whoever owns the publisher tells of its voice.
         if let Some(level) = media.audio_level.filter(|_| room.home_of(media.track).is_none()) {
             room.speakers.observe(now.mono, *publisher, level);
@@ -158,6 +156,7 @@ impl Shard {
             self.counters.count(Counter::KeyFrameStart);
             self.ask_key_frame(now, room_id, media.track, layer);
         }
+        routed.is_watched || !routed.hearers.is_empty()
     }
 
     pub(super) fn say(&mut self, to: WorkerId, room: RoomId, track: TrackId, word: Word) {

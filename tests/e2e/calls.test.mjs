@@ -281,16 +281,21 @@ test("k: mute, speakers, lost signalling, full reconnect, the same name twice", 
     window.got = [];
     window.postern.room.on("dataReceived", (bytes, _from, _kind, topic) => topic === "count" && window.got.push(Number(new TextDecoder().decode(bytes))));
   });
-  const counted = bob.ask(async () => {
-    for (let i = 0; i < 100; i += 1) {
-      await window.postern.room.localParticipant.publishData(new TextEncoder().encode(String(i)), { reliable: true, topic: "count" });
-      await new Promise((resolve) => setTimeout(resolve, 30));
-    }
+  // Counted before, from the moment on in which the connection is missed, and after.
+  await bob.ask(async () => {
+    const { room } = window.postern;
+    window.count = async (from, to) => {
+      for (let i = from; i < to; i += 1) await room.localParticipant.publishData(new TextEncoder().encode(String(i)), { reliable: true, topic: "count" });
+    };
+    room.once("signalReconnecting", () => (window.counted = window.count(30, 60)));
+    await window.count(0, 30);
   });
-  await until("bob has begun to count", 5_000, () => ada.ask(() => window.got.length > 5));
   await bob.ask(() => window.postern.room.simulateScenario("signal-reconnect"));
   await until("bob has resumed", 20_000, () => bob.ask(() => window.events.includes("reconnected")));
-  await counted;
+  await bob.ask(async () => {
+    await window.counted;
+    await window.count(60, 100);
+  });
   await until("ada has heard bob count to the end", 10_000, () => ada.ask(() => window.got.at(-1) === 99));
   assert.deepEqual(await ada.ask(() => window.got), Array.from({ length: 100 }, (_, i) => i), "each message once, in order");
   assert.equal(await sidOf(bob), sid, "the same participant");

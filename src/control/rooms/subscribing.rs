@@ -32,29 +32,28 @@ impl Rooms {
         let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
             let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
-            Some((track.id, p.session, p.sid.clone(), p.worker, track.info.clone()))
-        });
-        let Some((track, publisher, publisher_sid, home, info)) = found else { return false };
-        let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
-        let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
-        if can_subscribe && !p.subscriptions.iter().any(|s| s.track == track) {
-            let sid = track_sid.to_owned();
-            p.subscriptions.push(Subscription {
-                track,
-                sid,
-                publisher,
-                publisher_sid,
-                home,
-                kind: kind_of(&info),
-                codec: codec_of(&info),
-                redundancy: voice_of(&info).redundancy,
+            Some(Subscription {
+                track: track.id,
+                sid: track_sid.to_owned(),
+                publisher: p.session,
+                publisher_sid: p.sid.clone(),
+                home: p.worker,
+                kind: kind_of(&track.info),
+                codec: codec_of(&track.info),
+                redundancy: voice_of(&track.info).redundancy,
                 ssrc,
                 rtx,
                 mid: None,
                 enabled: true,
                 layer_max: 2,
                 temporal_max: TEMPORAL_ALL,
-            });
+            })
+        });
+        let Some(subscription) = found else { return false };
+        let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
+        let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
+        if can_subscribe && !p.subscriptions.iter().any(|s| s.track == subscription.track) {
+            p.subscriptions.push(subscription);
         }
         true
     }
