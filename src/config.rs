@@ -17,6 +17,7 @@ pub struct Config {
     pub turn: Turn,
     pub rooms: Rooms,
     pub limits: Limits,
+    pub webhooks: Webhooks,
     pub admin: Admin,
     pub log: Log,
 }
@@ -150,13 +151,25 @@ pub struct Rooms {
     /// Rooms come into being with their first participant.
     pub auto_create: bool,
     pub participants_max: u32,
+    /// How long a room stays that nobody has joined, and one that everybody has left, seconds.
+    pub empty_timeout_s: u32,
+    pub departure_timeout_s: u32,
+    /// The room service may unmute participants; muting it always may.
+    pub enable_remote_unmute: bool,
     /// A room stays on one worker until it has so many streams there: a quarter of what a core forwards.
     pub streams_together: usize,
 }
 
 impl Default for Rooms {
     fn default() -> Self {
-        Self { auto_create: true, participants_max: 500, streams_together: 600 }
+        Self {
+            auto_create: true,
+            participants_max: 500,
+            empty_timeout_s: 300,
+            departure_timeout_s: 20,
+            enable_remote_unmute: false,
+            streams_together: 600,
+        }
     }
 }
 
@@ -166,6 +179,8 @@ impl Default for Rooms {
 pub struct Limits {
     /// Joins per second from one address, and how many at once.
     pub joins_per_second_per_address: u32,
+    /// The same of one participant, by room and identity.
+    pub joins_per_second_per_identity: u32,
     pub message_bytes: usize,
     /// A join request after inflation.
     pub join_request_bytes: usize,
@@ -184,6 +199,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             joins_per_second_per_address: 100,
+            joins_per_second_per_identity: 10,
             message_bytes: 2 * 1024 * 1024,
             join_request_bytes: 1024 * 1024,
             tracks_per_participant: 32,
@@ -194,6 +210,15 @@ impl Default for Limits {
             packet_store_bytes: 512 * 1024 * 1024,
         }
     }
+}
+
+/// Whom to tell what happens in rooms.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Webhooks {
+    pub urls: Vec<String>,
+    /// The API key that signs; empty is the first one of `[keys]`.
+    pub api_key: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -309,6 +334,13 @@ impl Config {
         if self.turn.peers != Peers::Named("sfu-only".into()) {
             return refuse("turn.peers", format!("{:?}", self.turn.peers), "use \"sfu-only\": this version relays to its own SFU alone");
         }
+        if let Some(url) = self.webhooks.urls.iter().find(|u| !u.starts_with("http://") && !u.starts_with("https://")) {
+            return refuse("webhooks.urls", format!("{url:?}"), "write whole URLs, such as \"https://app.example.eu/postern\"");
+        }
+        if !self.webhooks.api_key.is_empty() && !self.keys.contains_key(&self.webhooks.api_key) {
+            let found = format!("{:?} is not under [keys]", self.webhooks.api_key);
+            return refuse("webhooks.api_key", found, "name one of the API keys, or leave it empty for the first one");
+        }
         let [first, last] = self.turn.relay_ports;
         if first < 1024 || last <= first {
             return refuse("turn.relay_ports", format!("[{first}, {last}]"), "give two ports, the lower one first and not below 1024");
@@ -346,6 +378,8 @@ mod tests {
             ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
             ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "tls.mode"),
             ("keys = { a = \"b\" }\n[turn]\nrelay_ports = [9, 8]", "turn.relay_ports: [9, 8]"),
+            ("keys = { a = \"b\" }\n[webhooks]\nurls = [\"app.example.eu\"]", "webhooks.urls: \"app.example.eu\""),
+            ("keys = { a = \"b\" }\n[webhooks]\napi_key = \"c\"", "webhooks.api_key: \"c\" is not under [keys]"),
             ("keys = { a = \"b\" }\n[log]\nlevel = \"loud\"", "log.level: \"loud\""),
             ("keys = { a = \"b\" }\n[server]\ndomain = \"https://x\"", "server.domain"),
         ];

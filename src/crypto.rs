@@ -33,6 +33,13 @@ impl HmacSha1 {
     }
 }
 
+/// SHA-256 of what is signed elsewhere.
+pub fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
+    out
+}
+
 /// HMAC-SHA256 over `parts` in order: nonces, minted credentials, derived keys.
 pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut ctx = lc_hmac::Context::with_key(&lc_hmac::Key::new(lc_hmac::HMAC_SHA256, key));

@@ -123,8 +123,9 @@ fn refusals_have_a_status_a_sentence_and_cors() {
         "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
     let rows = [
         ("/", "", 200, "Postern"),
-        ("/rtc", upgrade, 404, "not found"),
-        ("/rtc/validate", "", 404, "not found"),
+        ("/rtc", "", 404, "not found"),
+        ("/rtc", upgrade, 401, "no token"),
+        ("/rtc/validate", "", 401, "no token"),
         ("/rtc/v1", "", 404, "not found"),
         ("/rtc/v1/validate", "", 401, "no token"),
         ("/rtc/v1/validate?access_token=a.b.c", "", 401, "no JWT"),

@@ -5,10 +5,11 @@ use postern::base::rng::Rng;
 use postern::config::{Config, LogFormat, PublicAddress};
 use postern::control::auth::Keys;
 use postern::control::lifecycle::{Lifecycle, Phase};
+use postern::control::limits::Rate;
 use postern::control::metrics::{Gauges, Metrics};
 use postern::control::rooms::{Ports, Rooms, Surroundings};
-use postern::control::signal::{Front, JoinRate};
-use postern::control::{self, certs, door};
+use postern::control::signal::Front;
+use postern::control::{self, certs, door, webhook};
 use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
 use postern::engine::turn::TurnConfig;
@@ -122,6 +123,9 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in)?;
 
     let gauges = Arc::new(Gauges::default());
+    let signing_key = if config.webhooks.api_key.is_empty() { config.keys.keys().next() } else { Some(&config.webhooks.api_key) };
+    let signing_key = signing_key.cloned().unwrap_or_default();
+    let (events, deliverer) = webhook::start(&config.webhooks.urls, &signing_key, &keys, &gauges)?;
     let mail_to = inboxes.clone();
     let rooms = Rooms::new(Surroundings {
         workers: workers as u8,
@@ -139,6 +143,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         tracks_per_participant: config.limits.tracks_per_participant,
         node: format!("ND_{}", SecretRng::system().id_chars(8)),
         gauges: Arc::clone(&gauges),
+        events,
     });
     let front = Arc::new(Front {
         rooms: Mutex::new(rooms),
@@ -146,9 +151,10 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         host: (!extras.is_dev).then(|| config.server.domain.clone()),
         message_max: config.limits.message_bytes,
         join_request_max: config.limits.join_request_bytes,
-        joins: Mutex::new(JoinRate::new(config.limits.joins_per_second_per_address)),
+        by_address: Rate::new(config.limits.joins_per_second_per_address),
+        by_identity: Rate::new(config.limits.joins_per_second_per_identity),
     });
-    let plane = Plane { config, extras, certificates, front, keys, metrics: Metrics::new(counters, gauges) };
+    let plane = Plane { deliverer, config, extras, certificates, front, keys, metrics: Metrics::new(counters, gauges) };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -219,6 +225,7 @@ struct Plane<'a> {
     front: Arc<Front>,
     keys: Keys,
     metrics: Metrics,
+    deliverer: Option<webhook::Deliverer>,
 }
 
 impl Plane<'_> {
@@ -234,6 +241,9 @@ impl Plane<'_> {
             None => None,
         };
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
+        if let Some(deliverer) = self.deliverer {
+            tokio::spawn(deliverer.run());
+        }
         if let Some(listener) = http_listener {
             let router = secure.clone();
             tokio::spawn(async move {

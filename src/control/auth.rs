@@ -3,6 +3,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use livekit_protocol as proto;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
 
@@ -17,6 +18,7 @@ pub struct VideoGrants {
     pub room_join: bool,
     pub room_create: bool,
     pub room_admin: bool,
+    pub room_list: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub room: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -29,12 +31,14 @@ pub struct VideoGrants {
     pub can_publish_sources: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub can_update_own_metadata: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub can_subscribe_metrics: Option<bool>,
     pub hidden: bool,
     pub recorder: bool,
     pub agent: bool,
 }
 
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Claims {
     pub iss: String,
@@ -54,6 +58,12 @@ pub struct Claims {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub kind: String,
     pub video: VideoGrants,
+    /// What a room is made like that this token brings into being.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub room_config: Option<proto::RoomConfiguration>,
+    /// Of a webhook's body.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub sha256: String,
 }
 
 impl Claims {

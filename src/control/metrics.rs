@@ -16,6 +16,8 @@ pub struct Gauges {
     pub rooms: AtomicI64,
     pub participants: AtomicI64,
     pub tracks: AtomicI64,
+    pub webhooks_delivered: AtomicI64,
+    pub webhooks_dropped: AtomicI64,
 }
 
 pub struct Metrics {

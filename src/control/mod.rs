@@ -6,30 +6,64 @@ pub mod auth;
 pub mod certs;
 pub mod door;
 pub mod lifecycle;
+pub mod limits;
 pub mod metrics;
 pub mod rooms;
+pub mod service;
 pub mod signal;
 mod tracks;
 pub mod web;
+pub mod webhook;
+pub mod whip;
 
 use auth::Keys;
 use axum::Router;
+use axum::extract::{DefaultBodyLimit, Extension, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
-use axum::routing::get;
+use axum::routing::{get, patch, post};
 use signal::Front;
 use std::sync::Arc;
 use tower_http::cors::CorsLayer;
 
 /// Everything that apps and browsers ask for. `dev_keys` adds the page's own way to a token.
 pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
-    let rtc = Router::new().route("/rtc/v1", get(signal::connect)).route("/rtc/v1/validate", get(signal::validate)).with_state(front);
-    let mut router = Router::new().route("/", get(web::index)).route("/assets/{*path}", get(web::asset)).merge(rtc);
+    let offers = Router::new()
+        .route("/whip/v1", post(whip::publish).options(whip::describe_endpoint))
+        .route("/whep/v1", post(whip::play).options(whip::describe_endpoint))
+        .route("/whip/v1/{resource}", patch(whip::patch).delete(whip::end).options(whip::describe_session))
+        .route("/whep/v1/{resource}", patch(whip::patch).delete(whip::end).options(whip::describe_session))
+        .layer(DefaultBodyLimit::max(whip::BODY_MAX));
+    let api = Router::new()
+        .route("/rtc", get(signal::connect))
+        .route("/rtc/validate", get(signal::validate))
+        .route("/rtc/v1", get(signal::connect_v1))
+        .route("/rtc/v1/validate", get(signal::validate_v1))
+        .route("/twirp/{service}/{method}", post(service::call).layer(DefaultBodyLimit::max(service::REQUEST_MAX)))
+        .merge(offers)
+        .layer(from_fn_with_state(Arc::clone(&front), count_requests))
+        .with_state(front);
+    let mut router = Router::new().route("/", get(web::index)).route("/assets/{*path}", get(web::asset)).merge(api);
     if let Some(keys) = dev_keys {
         router = router.route("/dev/token", get(web::dev_token).with_state(Arc::new(keys)));
     }
     // Without CORS on every answer a browser hides the status, and the SDK cannot tell 401 from a dead server.
     router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(CorsLayer::permissive())
+}
+
+/// Holds up addresses that ask too often, before anything is looked at.
+async fn count_requests(
+    State(front): State<Arc<Front>>,
+    Extension(door::Peer(peer)): Extension<door::Peer>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if front.admits_address(peer.ip()) {
+        return next.run(request).await;
+    }
+    let wait = [(header::RETRY_AFTER, "1")];
+    (StatusCode::TOO_MANY_REQUESTS, wait, "too many requests from this address; try again in a second").into_response()
 }
 
 /// Plain HTTP on the edge port: go to https.

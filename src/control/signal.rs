@@ -1,14 +1,14 @@
-//! The room protocol's front: `/rtc/v1` and its `validate`, one WebSocket a participant.
+//! The room protocol's front: `/rtc/v1` (one peer connection), `/rtc` (two), and their `validate`; one WebSocket a participant.
 //!
 //! Nothing before the token is verified costs more than a hash; everything that can be refused is refused before the
 //! upgrade, with a status and a sentence, because afterwards a browser cannot see either.
 
 use super::auth::{Claims, Denied};
-use super::door::Peer;
-use super::rooms::{JoinError, Rooms, SIGNAL_QUEUE, Signal};
+use super::limits::Rate;
+use super::rooms::{Arrival, JoinError, Rooms, SIGNAL_QUEUE, Signal};
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Extension, Query, State};
+use axum::extract::{Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -30,8 +30,6 @@ use tokio::sync::mpsc;
 const SILENCE: Duration = Duration::from_secs(30);
 /// How long one message may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
-/// Addresses whose joins are counted at a time.
-const ADDRESSES_MAX: usize = 65_536;
 
 /// What the handlers share.
 pub struct Front {
@@ -41,45 +39,105 @@ pub struct Front {
     pub host: Option<String>,
     pub message_max: usize,
     pub join_request_max: usize,
-    pub joins: Mutex<JoinRate>,
+    pub by_address: Rate<IpAddr>,
+    pub by_identity: Rate<(String, String)>,
 }
 
 impl Front {
     pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-/// Token bucket per address: `rate` joins a second, as many at once.
-pub struct JoinRate {
-    rate: f64,
-    buckets: HashMap<IpAddr, (f64, Instant)>,
-}
-
-impl JoinRate {
-    pub fn new(per_second: u32) -> Self {
-        Self { rate: f64::from(per_second), buckets: HashMap::new() }
+    /// Whether an address may ask once more.
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    pub fn admits_address(&self, ip: IpAddr) -> bool {
+        self.by_address.admits(Instant::now(), ip)
     }
 
-    fn admits(&mut self, now: Instant, ip: IpAddr) -> bool {
-        if self.buckets.len() >= ADDRESSES_MAX {
-            self.buckets.retain(|_, (_, at)| now.duration_since(*at) < Duration::from_secs(1));
-        }
-        let (tokens, at) = self.buckets.entry(ip).or_insert((self.rate, now));
-        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * self.rate).min(self.rate);
-        *at = now;
-        let admitted = *tokens >= 1.0;
-        if admitted {
-            *tokens -= 1.0;
-        }
-        admitted
+    /// Whether somebody may join once more.
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    pub fn admits_joiner(&self, claims: &Claims) -> bool {
+        self.by_identity.admits(Instant::now(), (claims.video.room.clone(), claims.identity().to_owned()))
     }
 }
 
-#[derive(Deserialize)]
+/// What a client says in the URL. With one peer connection nearly all of it is in `join_request`; with two it is here.
+#[derive(Default, Deserialize)]
+#[serde(default)]
 pub struct JoinQuery {
     access_token: Option<String>,
     join_request: Option<String>,
+    reconnect: Option<String>,
+    sid: Option<String>,
+    reconnect_reason: Option<i32>,
+    auto_subscribe: Option<String>,
+    adaptive_stream: Option<String>,
+    sdk: Option<String>,
+    version: Option<String>,
+    protocol: Option<i32>,
+    client_protocol: Option<i32>,
+    os: Option<String>,
+    os_version: Option<String>,
+    device_model: Option<String>,
+    browser: Option<String>,
+    browser_version: Option<String>,
+    network: Option<String>,
+    /// base64url of a JSON map.
+    attributes: Option<String>,
+}
+
+impl JoinQuery {
+    fn is_true(value: Option<&String>) -> bool {
+        value.is_some_and(|v| v == "1" || v.eq_ignore_ascii_case("true"))
+    }
+
+    /// The same as a client with one peer connection would say it.
+    fn request(&self) -> Result<proto::JoinRequest, Refused> {
+        let text = |value: &Option<String>| value.clone().unwrap_or_default();
+        let participant_attributes = match &self.attributes {
+            Some(encoded) => {
+                let bad = || Refused::BadQuery("attributes");
+                let bytes = URL_SAFE.decode(encoded).or_else(|_| URL_SAFE_NO_PAD.decode(encoded)).map_err(|_| bad())?;
+                serde_json::from_slice(&bytes).map_err(|_| bad())?
+            }
+            None => HashMap::new(),
+        };
+        let sdk = self.sdk.as_deref().unwrap_or_default().to_ascii_uppercase();
+        let client_info = proto::ClientInfo {
+            sdk: proto::client_info::Sdk::from_str_name(&sdk).unwrap_or(proto::client_info::Sdk::Unknown) as i32,
+            version: text(&self.version),
+            protocol: self.protocol.unwrap_or_default(),
+            client_protocol: self.client_protocol.unwrap_or_default(),
+            os: text(&self.os),
+            os_version: text(&self.os_version),
+            device_model: text(&self.device_model),
+            browser: text(&self.browser),
+            browser_version: text(&self.browser_version),
+            network: text(&self.network),
+            ..Default::default()
+        };
+        let settings = proto::ConnectionSettings {
+            auto_subscribe: self.auto_subscribe.is_none() || Self::is_true(self.auto_subscribe.as_ref()),
+            adaptive_stream: Self::is_true(self.adaptive_stream.as_ref()),
+            ..Default::default()
+        };
+        Ok(proto::JoinRequest {
+            client_info: Some(client_info),
+            connection_settings: Some(settings),
+            participant_attributes,
+            reconnect: Self::is_true(self.reconnect.as_ref()),
+            reconnect_reason: self.reconnect_reason.unwrap_or_default(),
+            participant_sid: text(&self.sid),
+            ..Default::default()
+        })
+    }
+}
+
+/// Whether a client asks for one peer connection or lets us offer the second one.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V0,
+    V1,
 }
 
 /// Why a request did not become a connection.
@@ -91,7 +149,9 @@ enum Refused {
     NoJoinRequest,
     #[error("join_request does not decode: {0}")]
     BadJoinRequest(&'static str),
-    #[error("too many joins from this address; try again in a second")]
+    #[error("{0} is not understood")]
+    BadQuery(&'static str),
+    #[error("too many joins; try again in a second")]
     TooMany,
     #[error(transparent)]
     Join(#[from] JoinError),
@@ -103,8 +163,11 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Denied(denied) => StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::UNAUTHORIZED),
-            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::Join(JoinError::Offer(_) | JoinError::TooLong) => StatusCode::BAD_REQUEST,
+            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::BadQuery(_) | Self::Join(JoinError::Offer(_) | JoinError::TooLong) => {
+                StatusCode::BAD_REQUEST
+            }
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::Join(JoinError::Revoked) => StatusCode::FORBIDDEN,
             Self::Join(JoinError::RoomMissing) | Self::NoWebSocket => StatusCode::NOT_FOUND,
             Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -124,14 +187,24 @@ fn token<'a>(headers: &'a HeaderMap, query: &'a JoinQuery) -> Result<&'a str, De
     }
 }
 
-fn check(front: &Front, headers: &HeaderMap, query: &JoinQuery) -> Result<(Claims, proto::JoinRequest), Refused> {
+/// Who joins with what, and whether over two peer connections.
+fn check(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQuery) -> Result<(Claims, proto::JoinRequest, bool), Refused> {
     let claims = front.keys.verify_join(token(headers, query)?)?;
-    let request = query.join_request.as_deref().ok_or(Refused::NoJoinRequest)?;
-    let request = decode_join_request(request, front.join_request_max)?;
+    let (mut request, is_dual) = match (&query.join_request, version) {
+        // Whoever sends one knows how to go on with one peer connection.
+        (Some(request), _) => (decode_join_request(request, front.join_request_max)?, false),
+        (None, Version::V0) => (query.request()?, true),
+        (None, Version::V1) => return Err(Refused::NoJoinRequest),
+    };
+    let client = request.client_info.get_or_insert_default();
+    if client.browser.is_empty() {
+        let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        client.browser = if agent.contains("Firefox/") { "firefox" } else { "" }.to_owned();
+    }
     if !front.rooms().may_join(&claims) {
         return Err(Denied::RoomMissing.into());
     }
-    Ok((claims, request))
+    Ok((claims, request, is_dual))
 }
 
 /// base64url of `WrappedJoinRequest`, gzip inside where the client could; at most `max` bytes when inflated.
@@ -154,20 +227,32 @@ fn decode_join_request(text: &str, max: usize) -> Result<proto::JoinRequest, Ref
 
 /// What a browser asks after a failed WebSocket, to learn why.
 pub async fn validate(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>) -> Response {
-    match check(&front, &headers, &query) {
+    validated(&front, Version::V0, &headers, &query)
+}
+
+pub async fn validate_v1(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>) -> Response {
+    validated(&front, Version::V1, &headers, &query)
+}
+
+fn validated(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQuery) -> Response {
+    match check(front, version, headers, query) {
         Ok(_) => "success".into_response(),
         Err(refused) => refused.into_response(),
     }
 }
 
-pub async fn connect(
-    State(front): State<Arc<Front>>,
-    Extension(Peer(peer)): Extension<Peer>,
-    headers: HeaderMap,
-    Query(query): Query<JoinQuery>,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Response {
-    match admit(&front, peer.ip(), &headers, &query, upgrade) {
+type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+
+pub async fn connect(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>, upgrade: Upgrade) -> Response {
+    connected(&front, Version::V0, &headers, &query, upgrade)
+}
+
+pub async fn connect_v1(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>, upgrade: Upgrade) -> Response {
+    connected(&front, Version::V1, &headers, &query, upgrade)
+}
+
+fn connected(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Response {
+    match admit(front, version, headers, query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
             tracing::info!(reason = %refused, "a join was refused");
@@ -176,25 +261,20 @@ pub async fn connect(
     }
 }
 
-#[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
-fn admit(
-    front: &Arc<Front>,
-    ip: IpAddr,
-    headers: &HeaderMap,
-    query: &JoinQuery,
-    upgrade: Result<WebSocketUpgrade, WebSocketUpgradeRejection>,
-) -> Result<Response, Refused> {
+fn admit(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Result<Response, Refused> {
     let upgrade = upgrade.map_err(|_| Refused::NoWebSocket)?;
-    if !front.joins.lock().unwrap_or_else(PoisonError::into_inner).admits(Instant::now(), ip) {
+    let (claims, request, is_dual) = check(front, version, headers, query)?;
+    if !front.admits_joiner(&claims) {
         return Err(Refused::TooMany);
     }
-    let (claims, request) = check(front, headers, query)?;
     let host = front.host.clone().unwrap_or_else(|| host_of(headers));
     let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
     let session = if request.reconnect && !request.participant_sid.is_empty() {
+        let reason = proto::ReconnectReason::try_from(request.reconnect_reason).unwrap_or_default();
+        tracing::info!(reason = reason.as_str_name(), "a client is back");
         front.rooms().resume(&claims, &request.participant_sid, &host, signal.clone())
     } else {
-        Some(front.rooms().join(claims, request, &host, signal.clone())?)
+        Some(front.rooms().join(Arrival { claims, request, host, is_dual }, signal.clone())?)
     };
     let Some(session) = session else {
         // A participant that is no longer here joins anew; this answer makes the SDK do so by itself.
@@ -217,7 +297,7 @@ fn admit(
 }
 
 /// The name by which the client reached us, without its port.
-fn host_of(headers: &HeaderMap) -> String {
+pub fn host_of(headers: &HeaderMap) -> String {
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok()).unwrap_or("localhost");
     match host.rfind(']') {
         Some(end) => host[..=end].to_owned(),
@@ -334,17 +414,26 @@ fn handle(front: &Front, session: crate::base::id::SessionId, message: Up) {
     match message {
         Up::Offer(offer) => rooms.offer(session, &offer),
         Up::AddTrack(request) => rooms.add_track(session, request),
-        Up::Mute(request) => rooms.mute(session, &request),
+        Up::Answer(answer) => rooms.answered(session, &answer),
+        Up::Mute(request) => rooms.mute(session, request),
         Up::Subscription(request) => rooms.update_subscription(session, &request),
         Up::TrackSetting(request) => rooms.track_settings(session, &request),
         Up::UpdateMetadata(request) => rooms.update_metadata(session, request),
         Up::Leave(_) => rooms.remove(session, proto::DisconnectReason::ClientInitiated),
         // A lite agent learns addresses from checks, not from candidates.
         Up::Trickle(_) => {}
-        // Sent on every connect; everybody may subscribe to everybody.
-        Up::SubscriptionPermission(_) => {}
-        // After a resume: the state here is the participant's own, nothing of it was lost.
-        Up::SyncState(_) => {}
+        Up::SubscriptionPermission(permission) => rooms.set_listeners(session, permission),
+        Up::SyncState(state) => rooms.sync_state(session, &state),
+        Up::UpdateAudioTrack(update) => rooms.update_track(session, &update.track_sid, |info| {
+            info.audio_features.clone_from(&update.features);
+        }),
+        Up::UpdateVideoTrack(update) => rooms.update_track(session, &update.track_sid, |info| {
+            (info.width, info.height) = (update.width, update.height);
+        }),
+        Up::PublishDataTrackRequest(request) => rooms.publish_data_track(session, request),
+        Up::UnpublishDataTrackRequest(request) => rooms.unpublish_data_track(session, request),
+        Up::UpdateDataSubscription(request) => rooms.update_data_subscription(session, &request),
+        Up::Simulate(request) => rooms.simulate(session, &request),
         other => {
             tracing::debug!(session = session.0, kind = ?std::mem::discriminant(&other), "a request that this version does not act on")
         }
@@ -383,16 +472,6 @@ mod tests {
             let refused = decode_join_request(rubbish, 1 << 20);
             assert!(rubbish.is_empty() || refused.is_err(), "{rubbish}");
         }
-    }
-
-    #[test]
-    #[allow(clippy::disallowed_methods, reason = "a test of time")]
-    fn joins_are_counted_by_address() {
-        let (mut rate, start) = (JoinRate::new(10), Instant::now());
-        let (a, b) = (IpAddr::from([192, 0, 2, 1]), IpAddr::from([192, 0, 2, 2]));
-        assert_eq!((0..50).filter(|_| rate.admits(start, a)).count(), 10);
-        assert!(rate.admits(start, b), "another address is not held up");
-        assert!(rate.admits(start + Duration::from_millis(110), a), "a tenth of a second gives one more");
     }
 
     #[test]

@@ -7,13 +7,13 @@ use crate::room::layers::{TEMPORAL_ALL, Wanted};
 use crate::session::negotiate::{Use, Voice};
 use crate::shard::mail::Command;
 use crate::wire::rtp::{Codec, Extension};
-use crate::wire::sdp::{Direction, Kind, Offer, Section};
+use crate::wire::sdp::{Description, Kind, Section};
 use livekit_protocol as proto;
 use std::collections::HashMap;
 
 /// Binds sections in which the client sends to its tracks: by mid as before, by `msid` = cid, by kind. Returns the tracks
 /// that are published now, with whether they are video, and those that are no more.
-pub(super) fn bind_published(p: &mut Participant, offer: &Offer) -> (Vec<(TrackId, bool)>, Vec<TrackId>) {
+pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<(TrackId, bool)>, Vec<TrackId>) {
     let sends = |s: &&Section| !s.is_rejected && s.kind != Kind::Application && s.direction.sends();
     let sending: Vec<&Section> = offer.sections.iter().filter(sends).collect();
     let mut unpublished = Vec::new();
@@ -48,29 +48,57 @@ pub(super) fn bind_published(p: &mut Participant, offer: &Offer) -> (Vec<(TrackI
             published.push((id, section.kind == Kind::Video));
         }
     }
-    p.info.tracks = p.tracks.iter().filter(|t| t.mid.is_some()).map(|t| t.info.clone()).collect();
-    p.info.is_publisher = !p.info.tracks.is_empty();
     (published, unpublished)
 }
 
-/// Gives each subscription without a section a free one; those that have got one.
-pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Offer) -> Vec<TrackId> {
-    let is_slot = |s: &&Section| !s.is_rejected && s.direction == Direction::RecvOnly && s.kind != Kind::Application;
+/// Makes a track of every section in which a client sends that says nothing else of itself (WHIP).
+pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl Iterator<Item = (TrackId, String)>, tracks_max: usize) {
+    for (section, (id, random)) in offer.sections.iter().zip(names) {
+        let is_new = !p.tracks.iter().any(|t| t.mid.as_ref() == Some(&section.mid));
+        let sends = section.direction.sends() && !section.is_rejected && !section.formats.is_empty();
+        if section.kind == Kind::Application || !sends || !is_new || p.tracks.len() >= tracks_max {
+            continue;
+        }
+        let is_video = section.kind == Kind::Video;
+        let source = if is_video { proto::TrackSource::Camera } else { proto::TrackSource::Microphone };
+        let quality = [proto::VideoQuality::Low, proto::VideoQuality::Medium, proto::VideoQuality::High];
+        let layers = section.rids.iter().zip(quality).map(|(_, q)| proto::VideoLayer { quality: q as i32, ..Default::default() });
+        let mime = section.formats[0].format.codec.mime();
+        let request = proto::AddTrackRequest {
+            cid: section.msid.as_ref().map_or_else(|| section.mid.clone(), |(_, track)| track.clone()),
+            name: source.as_str_name().to_ascii_lowercase(),
+            r#type: if is_video { proto::TrackType::Video } else { proto::TrackType::Audio } as i32,
+            source: source as i32,
+            layers: layers.collect(),
+            simulcast_codecs: vec![proto::SimulcastCodec { codec: mime.into(), ..Default::default() }],
+            ..Default::default()
+        };
+        let info = track_info(&request, random);
+        p.tracks.push(Track { id, cid: request.cid, info, mid: None, is_heard: false });
+    }
+}
+
+/// Gives each subscription without a section a free one.
+pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) {
+    let is_slot = |s: &&Section| !s.is_rejected && s.direction.receives() && !s.direction.sends() && s.kind != Kind::Application;
     let slots: Vec<&Section> = offer.sections.iter().filter(is_slot).collect();
     for subscription in &mut p.subscriptions {
         if subscription.mid.as_ref().is_some_and(|mid| !slots.iter().any(|s| s.mid == *mid)) {
             subscription.mid = None;
+            subscription.is_routed = false;
         }
     }
-    let mut assigned = Vec::new();
-    let gives_in = p.described_asked >= 2;
-    p.free_sections = (0, 0);
-    p.free_described = 0;
+    // A player's sections keep their sources.
+    let sources: Vec<_> = p.slots().iter().map(|s| (s.mid.clone(), s.ssrc, s.rtx)).collect();
+    let sections = &mut p.sections;
+    let gives_in = sections.described_asked >= 2;
+    sections.free = (0, 0);
+    sections.free_described = 0;
     for slot in &slots {
         if p.subscriptions.iter().any(|s| s.mid.as_ref() == Some(&slot.mid)) {
             continue;
         }
-        let waits = |s: &Subscription| s.mid.is_none() && s.kind == slot.kind;
+        let waits = |s: &Subscription| s.mid.is_none() && s.is_allowed && s.kind == slot.kind;
         let fitting = p.subscriptions.iter().position(|s| waits(s) && can_carry(slot, s.codec));
         // A section that cannot carry it is given only when none that could is there.
         let is_last =
@@ -79,18 +107,19 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Offer) -> Vec<Tr
         if let Some(at) = fitting.or_else(given_in) {
             let waiting = &mut p.subscriptions[at];
             waiting.mid = Some(slot.mid.clone());
-            assigned.push(waiting.track);
+            if let Some((ssrc, rtx)) = sources.iter().find(|(mid, ..)| *mid == slot.mid).map(|(_, ssrc, rtx)| (*ssrc, *rtx)) {
+                (waiting.ssrc, waiting.rtx) = (ssrc, rtx);
+            }
             if waiting.codec == Some(Codec::Av1) {
-                p.described_asked = 0;
+                sections.described_asked = 0;
             }
         } else if slot.kind == Kind::Audio {
-            p.free_sections.0 += 1;
+            sections.free.0 += 1;
         } else {
-            p.free_sections.1 += 1;
-            p.free_described += u32::from(can_carry(slot, Some(Codec::Av1)));
+            sections.free.1 += 1;
+            sections.free_described += u32::from(can_carry(slot, Some(Codec::Av1)));
         }
     }
-    assigned
 }
 
 /// AV1's layers cannot be put together without the dependency descriptor, and a browser's first, empty sections lack it.
@@ -113,7 +142,7 @@ pub(super) fn voice_of(info: &proto::TrackInfo) -> Voice {
     }
 }
 
-pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
+pub(super) fn uses_of(p: &Participant, offer: &Description) -> Vec<Use> {
     let of = |section: &Section| {
         if section.kind == Kind::Application {
             return Use::Data;
@@ -121,20 +150,35 @@ pub(super) fn uses_of(p: &Participant, offer: &Offer) -> Vec<Use> {
         if let Some(track) = p.tracks.iter().find(|t| t.mid.as_ref() == Some(&section.mid)) {
             return Use::Receive { track: track.id, prefer: codec_of(&track.info), voice: voice_of(&track.info) };
         }
-        match p.subscriptions.iter().find(|s| s.mid.as_ref() == Some(&section.mid)) {
-            Some(s) => Use::Send {
-                track: s.track,
-                ssrc: s.ssrc,
-                rtx: s.rtx,
-                codec: s.codec,
-                redundancy: s.redundancy,
-                stream: format!("{}|{}", s.publisher_sid, s.sid),
-                label: s.sid.clone(),
-            },
-            None => Use::Idle,
-        }
+        let sent = p.subscriptions.iter().find(|s| p.subscriber.is_none() && s.mid.as_ref() == Some(&section.mid));
+        let kept =
+            || p.slots().iter().find(|s| s.mid == section.mid).map(|s| Use::Keep { ssrc: s.ssrc, rtx: s.rtx, stream: s.mid.clone() });
+        sent.map(use_of).or_else(kept).unwrap_or(Use::Idle)
     };
     offer.sections.iter().map(of).collect()
+}
+
+pub(super) fn use_of(s: &Subscription) -> Use {
+    Use::Send {
+        track: s.track,
+        ssrc: s.ssrc,
+        rtx: s.rtx,
+        codec: s.codec,
+        redundancy: s.redundancy,
+        stream: s.stream.clone(),
+        label: s.sid.clone(),
+    }
+}
+
+/// The stream that a track is part of on a client: by itself, or, to be played in time with each other, sound and picture of
+/// one source together.
+pub(super) fn stream_of(publisher_sid: &str, info: &proto::TrackInfo, is_synced: bool) -> String {
+    let name = match proto::TrackSource::try_from(info.source) {
+        Ok(proto::TrackSource::Camera | proto::TrackSource::Microphone) if is_synced => "camera",
+        Ok(proto::TrackSource::ScreenShare | proto::TrackSource::ScreenShareAudio) if is_synced => "screen_share",
+        _ => info.sid.as_str(),
+    };
+    format!("{publisher_sid}|{name}")
 }
 
 pub(super) fn subscribe(room: RoomId, session: SessionId, s: &Subscription) -> Command {
@@ -189,6 +233,7 @@ pub(super) fn kind_named(name: &str) -> proto::participant_info::Kind {
         "egress" => Kind::Egress,
         "sip" => Kind::Sip,
         "agent" => Kind::Agent,
+        "connector" => Kind::Connector,
         _ => Kind::Standard,
     }
 }
@@ -269,6 +314,10 @@ pub(super) fn publish_codecs() -> Vec<proto::Codec> {
 const NAME_MAX: usize = 256;
 const METADATA_MAX: usize = 64 * 1024;
 const ATTRIBUTES_MAX: usize = 64 * 1024;
+
+pub(super) fn is_room_too_long(name: &str, metadata: &str) -> bool {
+    name.len() > NAME_MAX || metadata.len() > METADATA_MAX
+}
 
 pub(super) fn is_too_long(name: &str, metadata: &str, attributes: &HashMap<String, String>) -> bool {
     let attributes: usize = attributes.iter().map(|(key, value)| key.len() + value.len()).sum();

@@ -59,8 +59,9 @@ impl Identity {
 }
 
 /// Who speaks first (RFC 8842 §5.2): the client sends the hello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Role {
+    #[default]
     Server,
     Client,
 }
@@ -113,6 +114,10 @@ impl Dtls {
     pub fn new(identity: Identity, anchor: Anchor, role: Role, remote: Fingerprint) -> Self {
         let state = State::AwaitHello { held: Vec::new(), hello: HelloAssembler::default() };
         Self { identity, anchor, role, remote, state, is_verified: false, deadline: None, final_ack: None }
+    }
+
+    pub fn role(&self) -> Role {
+        self.role
     }
 
     pub fn is_established(&self) -> bool {

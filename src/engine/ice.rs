@@ -5,7 +5,8 @@
 //! 3. Authenticated media on a validated path selects it: what a client sends shows what it chose.
 //! 4. A relayed path is answered only after direct ones had a head start: on a short round trip a browser would settle for
 //!    the relay before it has even tried TCP (docs/decisions/0001-direct-paths-first.md).
-//! 5. Without an authenticated check or authenticated media for [`CONSENT_LIFETIME`] the session ends.
+//! 5. Silence, without authenticated checks or media, is told after [`BUSY_SILENT_FOR`] or [`SILENT_FOR`], so that the client
+//!    may be asked to look for another way; after [`CONSENT_LIFETIME`] the session ends.
 //!
 //! Not here, on purpose: checks of our own. A lite agent has none (RFC 8445 §6.2).
 
@@ -17,7 +18,12 @@ use std::net::SocketAddr;
 
 /// Silence after which a participant is gone.
 pub const CONSENT_LIFETIME: Duration = Duration::from_secs(15);
-/// How long a fresh session waits for its first check.
+/// Silence after which a way has probably failed: browsers check their pair every 2.5 s (Chromium) or 5 s (Firefox).
+pub const SILENT_FOR: Duration = Duration::from_secs(8);
+/// The same where so many packets a second came just before.
+pub const BUSY_SILENT_FOR: Duration = Duration::from_secs(3);
+const BUSY: u32 = 10;
+/// How long a session whose client has described itself waits for the first check.
 pub const FIRST_CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// A selected path without a check for so long gives way to any other nominated one.
 const STALE: Duration = Duration::from_secs(4);
@@ -28,7 +34,7 @@ pub const HEAD_START: Duration = Duration::from_millis(300);
 const PATHS_MAX: usize = 16;
 
 /// Our half or the client's half of the ICE credentials (RFC 8445 §5.3).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Credentials {
     pub ufrag: String,
     pub pwd: String,
@@ -42,6 +48,8 @@ pub enum Effect {
     Selected(PathId),
     /// A path that gave way to newer ones.
     Dropped(PathId),
+    /// Nothing has come for some seconds.
+    Silent,
 }
 
 /// Why a check got no success answer.
@@ -84,6 +92,9 @@ pub struct Ice {
     selected: Option<PathId>,
     last_alive: Instant,
     was_checked: bool,
+    silence_told: bool,
+    /// Since when packets are counted, how many they are, and how many came in the second before.
+    counting: (Instant, u32, u32),
     first_relayed: Option<Instant>,
 }
 
@@ -97,13 +108,17 @@ impl Ice {
             selected: None,
             last_alive: now,
             was_checked: false,
+            silence_told: false,
+            counting: (now, 0, 0),
             first_relayed: None,
         }
     }
 
-    /// The client's half; checks that name another one are not for this session.
-    pub fn set_remote_ufrag(&mut self, ufrag: &str) {
-        self.remote_ufrag = Some(ufrag.to_owned());
+    /// The client's half; checks that name another one are not for this session. From the first one on it is waited for.
+    pub fn set_remote_ufrag(&mut self, now: Instant, ufrag: &str) {
+        if self.remote_ufrag.replace(ufrag.to_owned()).is_none() {
+            self.last_alive = self.last_alive.max(now);
+        }
     }
 
     /// New credentials of ours (RFC 8445 §9). Media flows on over the selected path meanwhile.
@@ -181,11 +196,12 @@ impl Ice {
             .xor_address(attr::XOR_MAPPED_ADDRESS, seen_as)
             .integrity(sign)
             .fingerprint();
-        if is_new_generation {
-            self.previous = None;
+        if is_new_generation && self.previous.take().is_some() {
+            // A client that starts again does so because of the ways it had: any new one is better.
+            self.paths.iter_mut().for_each(|p| p.priority = 0);
         }
         self.was_checked = true;
-        self.last_alive = now;
+        self.alive(now);
         let priority = check.get_u32(attr::PRIORITY).unwrap_or(0);
         self.validated(now, path, pair_priority(path, priority), check.get(attr::USE_CANDIDATE).is_some(), out);
         Ok(())
@@ -224,9 +240,19 @@ impl Ice {
         out.push(Effect::Selected(path));
     }
 
+    fn alive(&mut self, now: Instant) {
+        self.last_alive = now;
+        self.silence_told = false;
+    }
+
     /// Authenticated media came over `path`: a sign of life, and the client's choice once the path is nominated.
     pub fn media_arrived(&mut self, now: Instant, path: PathId, out: &mut Vec<Effect>) {
-        self.last_alive = now;
+        self.alive(now);
+        let (since, count, _) = &mut self.counting;
+        *count += 1;
+        if now.since(*since) >= Duration::from_secs(1) {
+            self.counting = (now, 0, *count);
+        }
         if self.selected != Some(path) && self.paths.iter().any(|p| p.id == path && p.is_nominated) {
             self.select(path, out);
         }
@@ -243,9 +269,29 @@ impl Ice {
         }
     }
 
-    /// When the client counts as gone.
-    pub fn deadline(&self) -> Instant {
-        self.last_alive + if self.was_checked { CONSENT_LIFETIME } else { FIRST_CHECK_WITHIN }
+    /// Tells of silence when it is due. Whether the client counts as gone.
+    pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+        if self.silence_due().is_some_and(|at| at <= now) {
+            self.silence_told = true;
+            out.push(Effect::Silent);
+        }
+        self.expiry().is_some_and(|at| at <= now)
+    }
+
+    /// When the client counts as gone; never before it has described itself.
+    fn expiry(&self) -> Option<Instant> {
+        self.remote_ufrag.as_ref()?;
+        Some(self.last_alive + if self.was_checked { CONSENT_LIFETIME } else { FIRST_CHECK_WITHIN })
+    }
+
+    pub fn deadline(&self) -> Option<Instant> {
+        self.silence_due().or(self.expiry())
+    }
+
+    fn silence_due(&self) -> Option<Instant> {
+        let (_, count, before) = self.counting;
+        let patience = if count.max(before) >= BUSY { BUSY_SILENT_FOR } else { SILENT_FOR };
+        (self.was_checked && !self.silence_told).then_some(self.last_alive + patience)
     }
 }
 
@@ -302,7 +348,7 @@ mod tests {
     impl Lab {
         fn new() -> Self {
             let mut ice = Ice::new(Instant::from_millis(0), &Credentials { ufrag: "srv".into(), pwd: "secret".into() });
-            ice.set_remote_ufrag("cli");
+            ice.set_remote_ufrag(Instant::from_millis(0), "cli");
             Self { ice, reply: Vec::new(), out: Vec::new() }
         }
 
@@ -357,7 +403,7 @@ mod tests {
     fn a_restart_takes_both_generations_until_the_new_one_speaks() {
         let mut lab = Lab::new();
         lab.ice.restart(&Credentials { ufrag: "new".into(), pwd: "fresh".into() });
-        lab.ice.set_remote_ufrag("cli2");
+        lab.ice.set_remote_ufrag(Instant::from_millis(0), "cli2");
         assert_eq!(lab.check(0, udp(1), &check("srv:cli", "secret", 1, true)), Ok(()));
         assert_eq!(lab.check(0, udp(1), &check("new:cli2", "fresh", 1, true)), Ok(()));
         assert_eq!(lab.check(0, udp(1), &check("srv:cli", "secret", 1, true)), Err(IceDrop::NotForUs));
@@ -381,10 +427,35 @@ mod tests {
 
     #[test]
     fn silence_ends_consent() {
-        let mut lab = Lab::new();
-        assert_eq!(lab.ice.deadline(), Instant::from_millis(30_000));
+        let (mut lab, at) = (Lab::new(), Instant::from_millis);
+        assert_eq!(lab.ice.deadline(), Some(at(30_000)));
         lab.check(1_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
-        assert_eq!(lab.ice.deadline(), Instant::from_millis(16_000));
+        assert_eq!(lab.ice.deadline(), Some(at(9_000)), "of silence");
+        assert!(!lab.ice.wake(at(9_000), &mut lab.out));
+        assert_eq!(lab.out.pop(), Some(Effect::Silent));
+        assert_eq!(lab.ice.deadline(), Some(at(16_000)), "told once");
+        for ms in 10_000..10_050 {
+            lab.ice.media_arrived(at(ms), udp(1), &mut lab.out);
+        }
+        assert_eq!(lab.ice.deadline(), Some(at(13_049)), "where much came, silence shows sooner");
+        assert!(lab.ice.wake(at(25_049), &mut lab.out));
+    }
+
+    #[test]
+    fn nobody_is_waited_for_who_has_not_described_itself() {
+        let mut ice = Ice::new(Instant::from_millis(0), &Credentials { ufrag: "srv".into(), pwd: "secret".into() });
+        assert_eq!(ice.deadline(), None);
+        ice.set_remote_ufrag(Instant::from_millis(100_000), "cli");
+        assert_eq!(ice.deadline(), Some(Instant::from_millis(130_000)));
+    }
+
+    #[test]
+    fn a_restart_leaves_the_old_ways_for_any_new_one() {
+        let mut lab = Lab::new();
+        lab.check(1_000, udp(1), &check("srv:cli", "secret", 9, true)).expect("good");
+        lab.ice.restart(&Credentials { ufrag: "new".into(), pwd: "other".into() });
+        lab.check(1_100, udp(2), &check("new:cli", "other", 1, true)).expect("good");
+        assert_eq!(lab.ice.selected(), Some(udp(2)), "although it is worth less");
     }
 
     #[test]

@@ -233,6 +233,10 @@ impl RtpIn {
         Some(info.ntp.wrapping_add(ntp as u64))
     }
 
+    pub fn clock_rate(&self) -> u32 {
+        self.clock_rate
+    }
+
     /// The report block for this source; loss is counted anew from here.
     pub fn report(&mut self, now: Instant) -> ReportBlock {
         let expected = self.highest - self.first + 1;

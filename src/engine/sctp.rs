@@ -1,14 +1,14 @@
 //! Data channels of one transport: SCTP over DTLS (RFC 8831) by the sans-IO crate `sctp-proto`, and DCEP (RFC 8832).
 //!
-//! The browser opens the association and the channels; each end writes on the same stream ids. A channel is known by its
-//! label. What a slow receiver has not taken is bounded: lossy messages go first, then the association ends.
+//! The browser opens the association, and the channels too unless they are ours to open; each end writes on the same stream
+//! ids. A channel is known by its label. What a slow receiver has not taken is bounded: lossy messages go first, then the association ends.
 
 use crate::base::time::{Anchor, Instant};
 use crate::wire::dcep::{self, Limit, Reliability};
 use bytes::Bytes;
 use sctp_proto::{
     Association, AssociationHandle, DatagramEvent, Endpoint, EndpointConfig, Event, Payload, PayloadProtocolIdentifier as Ppid,
-    ReliabilityType, ServerConfig, StreamEvent, TransportConfig,
+    ReliabilityType, ServerConfig, Stream, StreamEvent, TransportConfig,
 };
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -55,12 +55,19 @@ struct Channel {
     stream: u16,
     label: String,
     is_lossy: bool,
+    /// We have opened it and the peer has not said yet that it knows.
+    is_opening: bool,
 }
+
+/// A channel that we open: its label and how it treats loss and order.
+pub type Wanted = (&'static str, Reliability);
 
 pub struct Sctp {
     endpoint: Endpoint,
     association: Option<(AssociationHandle, Association)>,
     channels: Vec<Channel>,
+    /// Channels that we open once there is an association, and the first of our stream ids: every other one is ours.
+    wanted: (&'static [Wanted], u16),
     anchor: Anchor,
     peer: SocketAddr,
 }
@@ -81,10 +88,16 @@ impl Sctp {
             endpoint: Endpoint::new(Arc::new(endpoint), Some(Arc::new(server))),
             association: None,
             channels: Vec::new(),
+            wanted: (&[], 0),
             anchor,
             // The crate wants an address; there is one peer, behind DTLS.
             peer: SocketAddr::from(([127, 0, 0, 1], 5000)),
         }
+    }
+
+    /// Has these channels opened by us. The DTLS client has the even stream ids, the server the odd ones (RFC 8832 §6).
+    pub fn open_channels(&mut self, wanted: &'static [Wanted], is_dtls_client: bool) {
+        self.wanted = (wanted, u16::from(!is_dtls_client));
     }
 
     /// Takes one SCTP packet as DTLS decrypted it.
@@ -110,7 +123,7 @@ impl Sctp {
 
     /// Queues one message on the channel with this label.
     pub fn send(&mut self, now: Instant, label: &str, message: &[u8], out: &mut Vec<Effect>) -> Result<(), SctpDrop> {
-        let channel = self.channels.iter().find(|c| c.label == label).ok_or(SctpDrop::NoChannel)?;
+        let channel = self.channels.iter().find(|c| c.label == label && !c.is_opening).ok_or(SctpDrop::NoChannel)?;
         let (_, association) = self.association.as_mut().ok_or(SctpDrop::NoChannel)?;
         // Of all channels together: what is reliable and waits makes no room for what is not.
         let queued: usize = self.channels.iter().filter_map(|c| association.stream(c.stream).ok()?.buffered_amount().ok()).sum();
@@ -151,9 +164,10 @@ impl Sctp {
             while let Some(event) = association.poll() {
                 match event {
                     Event::Stream(StreamEvent::Readable { id } | StreamEvent::Opened { id }) => {
-                        read(association, &mut self.channels, id, out);
+                        read(association, &mut self.channels, self.wanted.0, id, out);
                     }
                     Event::Stream(StreamEvent::Finished { id }) => self.channels.retain(|c| c.stream != id),
+                    Event::Connected => open(association, &mut self.channels, self.wanted),
                     Event::AssociationLost { .. } | Event::HandshakeFailed { .. } => is_lost = true,
                     _ => {}
                 }
@@ -182,7 +196,7 @@ fn push_packets(payload: Payload, out: &mut Vec<Effect>) {
 }
 
 /// Everything that waits on one stream: DCEP opens the channel, the rest is for the room.
-fn read(association: &mut Association, channels: &mut Vec<Channel>, id: u16, out: &mut Vec<Effect>) {
+fn read(association: &mut Association, channels: &mut Vec<Channel>, wanted: &[Wanted], id: u16, out: &mut Vec<Effect>) {
     loop {
         let Ok(mut stream) = association.stream(id) else { return };
         let Ok(Some(chunks)) = stream.read_sctp() else { return };
@@ -191,24 +205,30 @@ fn read(association: &mut Association, channels: &mut Vec<Channel>, id: u16, out
             continue;
         }
         match chunks.ppi {
-            Ppid::Dcep => {
-                let Some(dcep::Message::Open { reliability, label }) = dcep::decode(&bytes) else { continue };
-                if channels.len() >= CHANNELS_MAX {
-                    continue;
+            Ppid::Dcep => match dcep::decode(&bytes) {
+                Some(dcep::Message::Open { reliability, label }) => {
+                    if channels.len() >= CHANNELS_MAX {
+                        continue;
+                    }
+                    // The acknowledgement itself goes ordered and reliable (RFC 8832 §6).
+                    let _ = stream.write_with_ppi(&dcep::ACK, Ppid::Dcep);
+                    set_reliability(&mut stream, reliability);
+                    channels.retain(|c| c.stream != id);
+                    let is_lossy = reliability.limit != Limit::None;
+                    channels.push(Channel { stream: id, label: label.to_owned(), is_lossy, is_opening: false });
+                    out.push(Effect::Opened { label: label.to_owned() });
                 }
-                let (kind, value) = match reliability.limit {
-                    Limit::None => (ReliabilityType::Reliable, 0),
-                    Limit::Retransmits(n) => (ReliabilityType::Rexmit, n),
-                    Limit::LifetimeMs(ms) => (ReliabilityType::Timed, ms),
-                };
-                let Reliability { unordered, .. } = reliability;
-                // The acknowledgement itself goes ordered and reliable (RFC 8832 §6).
-                let _ = stream.write_with_ppi(&dcep::ACK, Ppid::Dcep);
-                let _ = stream.set_reliability_params(unordered, kind, value);
-                channels.retain(|c| c.stream != id);
-                channels.push(Channel { stream: id, label: label.to_owned(), is_lossy: reliability.limit != Limit::None });
-                out.push(Effect::Opened { label: label.to_owned() });
-            }
+                Some(dcep::Message::Ack) => {
+                    if let Some(channel) = channels.iter_mut().find(|c| c.stream == id && c.is_opening) {
+                        channel.is_opening = false;
+                        if let Some((_, reliability)) = wanted.iter().find(|(label, _)| *label == channel.label) {
+                            set_reliability(&mut stream, *reliability);
+                        }
+                        out.push(Effect::Opened { label: channel.label.clone() });
+                    }
+                }
+                None => {}
+            },
             Ppid::Binary | Ppid::String => {
                 if let Some(channel) = channels.iter().find(|c| c.stream == id) {
                     out.push(Effect::Message { label: channel.label.clone(), bytes });
@@ -217,4 +237,25 @@ fn read(association: &mut Association, channels: &mut Vec<Channel>, id: u16, out
             _ => {}
         }
     }
+}
+
+/// Says which channels there are to be. Until the peer has answered, nothing else is written on them.
+fn open(association: &mut Association, channels: &mut Vec<Channel>, (wanted, first): (&[Wanted], u16)) {
+    for (at, (label, reliability)) in wanted.iter().enumerate() {
+        let id = first + 2 * at as u16;
+        let Ok(mut stream) = association.open_stream(id, Ppid::Binary) else { continue };
+        if stream.write_with_ppi(&dcep::open(*reliability, label), Ppid::Dcep).is_ok() {
+            let is_lossy = reliability.limit != Limit::None;
+            channels.push(Channel { stream: id, label: (*label).to_owned(), is_lossy, is_opening: true });
+        }
+    }
+}
+
+fn set_reliability(stream: &mut Stream<'_>, Reliability { unordered, limit }: Reliability) {
+    let (kind, value) = match limit {
+        Limit::None => (ReliabilityType::Reliable, 0),
+        Limit::Retransmits(n) => (ReliabilityType::Rexmit, n),
+        Limit::LifetimeMs(ms) => (ReliabilityType::Timed, ms),
+    };
+    let _ = stream.set_reliability_params(unordered, kind, value);
 }

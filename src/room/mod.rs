@@ -28,13 +28,14 @@ const FRAMES_MISSED: u8 = 4;
 const LAYER_MISSED: Duration = Duration::from_millis(400);
 const INTERVALS_MISSED: u32 = 3;
 
-/// One participant, as the others know it.
+/// One participant's transport, as the others know it. A participant with two is two members with one sid.
 pub struct Member {
     pub session: SessionId,
     pub identity: String,
     pub sid: String,
     pub can_publish_data: bool,
-    pub can_subscribe: bool,
+    /// Room messages reach the participant over this transport.
+    pub hears_data: bool,
     /// Its transport has keys: before that nothing is routed to it, or its streams would begin unheard.
     pub is_live: bool,
 }
@@ -179,6 +180,8 @@ pub struct Room {
     pub speakers: Speakers,
     /// Other workers that have members of this room.
     pub elsewhere: Vec<WorkerId>,
+    /// Tracks that an administrator muted: nobody gets what still comes of them.
+    silenced: Vec<TrackId>,
 }
 
 impl Room {
@@ -192,7 +195,7 @@ impl Room {
         self.members.retain(|m| m.session != session);
         let gone: Vec<TrackId> = self.publications.iter().filter(|(_, p)| p.publisher == session).map(|(id, _)| *id).collect();
         for track in &gone {
-            self.publications.remove(track);
+            self.unpublish(*track);
         }
         for publication in self.publications.values_mut() {
             publication.subscriptions.retain(|s| s.session != session);
@@ -212,7 +215,15 @@ impl Room {
     /// Receivers of a room message: those named, or everybody but the sender.
     pub fn data_receivers<'a>(&'a self, from: Option<SessionId>, destinations: &'a [&str]) -> impl Iterator<Item = SessionId> + 'a {
         let named = move |m: &Member| destinations.is_empty() || destinations.iter().any(|d| *d == m.identity || *d == m.sid);
-        self.members.iter().filter(move |m| Some(m.session) != from && named(m)).map(|m| m.session)
+        let from = from.and_then(|from| self.member(from)).map(|m| m.sid.as_str());
+        self.members.iter().filter(move |m| m.hears_data && Some(m.sid.as_str()) != from && named(m)).map(|m| m.session)
+    }
+
+    /// What a participant may send has changed.
+    pub fn permit(&mut self, session: SessionId, can_publish_data: bool) {
+        if let Some(member) = self.members.iter_mut().find(|m| m.session == session) {
+            member.can_publish_data = can_publish_data;
+        }
     }
 
     pub fn publish(&mut self, track: TrackId, publisher: SessionId, is_video: bool) {
@@ -262,7 +273,19 @@ impl Room {
         }
     }
 
+    pub fn silence(&mut self, track: TrackId, is_silenced: bool) {
+        self.silenced.retain(|t| *t != track);
+        if is_silenced {
+            self.silenced.push(track);
+        }
+    }
+
+    pub fn is_silenced(&self, track: TrackId) -> bool {
+        self.silenced.contains(&track)
+    }
+
     pub fn unpublish(&mut self, track: TrackId) {
+        self.silence(track, false);
         self.publications.remove(&track);
     }
 
@@ -408,7 +431,7 @@ mod tests {
                 identity: identity.clone(),
                 sid: identity,
                 can_publish_data: true,
-                can_subscribe: true,
+                hears_data: true,
                 is_live: true,
             });
         }
@@ -445,7 +468,7 @@ mod tests {
             identity: String::new(),
             sid: String::new(),
             can_publish_data: true,
-            can_subscribe: true,
+            hears_data: true,
             is_live: true,
         };
         let mut rooms = [Room::default(), Room::default()];
@@ -587,7 +610,7 @@ mod tests {
             identity: "late".into(),
             sid: "late".into(),
             can_publish_data: true,
-            can_subscribe: true,
+            hears_data: true,
             is_live: false,
         };
         room.join(late);

@@ -513,8 +513,10 @@ impl Session {
 
     fn take_blocks(&mut self, now: Instant, blocks: rtcp::Blocks<'_>) {
         for block in blocks {
-            if self.outgoing.iter().any(|o| o.stream.ssrc() == block.ssrc) {
+            if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == block.ssrc) {
                 self.round_trip.told(now, block.last_sr, block.delay_since_last_sr);
+                let clock_rate = outgoing.plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
+                self.meter.down(&block, clock_rate);
             }
         }
     }
@@ -671,7 +673,13 @@ impl Session {
         if !gone.is_empty() {
             self.say_bye(&gone, compounds);
         }
-        let blocks: Vec<_> = self.source_order.iter().filter_map(|s| Some(self.sources.get_mut(s)?.stream.report(now))).collect();
+        let mut blocks = Vec::new();
+        for ssrc in &self.source_order {
+            let Some(source) = self.sources.get_mut(ssrc) else { continue };
+            let block = source.stream.report(now);
+            self.meter.up(&block, source.stream.clock_rate());
+            blocks.push(block);
+        }
         for blocks in blocks.chunks(31) {
             compounds.add(|out| rtcp::write_receiver_report(out, self.rtcp_ssrc, blocks));
         }

@@ -7,6 +7,7 @@
 mod media;
 pub mod negotiate;
 pub mod path;
+pub mod quality;
 
 pub use media::{FORWARD_OVERHEAD_MAX, Media, Passage};
 
@@ -19,9 +20,11 @@ use crate::engine::sctp::{self, Sctp};
 use crate::engine::sent::{Sent, Told};
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
+use crate::wire::dcep::{Limit, Reliability};
 use crate::wire::stun::Message;
 use media::{Compounds, NACKS_MAX, Outgoing, RoundTrip, Source, TOLD_MAX};
 use negotiate::{Plan, Receive};
+use quality::{Meter, Sample};
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 
@@ -119,6 +122,12 @@ pub enum Effect {
         delivery: Delivery,
         bytes: Vec<u8>,
     },
+    /// A packet of a data track.
+    DataTrack(Vec<u8>),
+    /// Nothing has come for some seconds.
+    Silent,
+    /// What the transport was like lately.
+    Sampled(Sample),
     Ended(End),
 }
 
@@ -131,6 +140,8 @@ pub struct Session {
     dtls: Option<Dtls>,
     keys: Option<(srtp::Receiver, srtp::Sender)>,
     sctp: Sctp,
+    /// The channels are ours to open.
+    opens_channels: bool,
     /// Reliable messages that came before the channel for them, and until when that is waited for.
     early_messages: Vec<Vec<u8>>,
     channel_due: Instant,
@@ -161,6 +172,7 @@ pub struct Session {
     /// Our name in RTCP that is not about a stream of ours.
     rtcp_ssrc: u32,
     report_due: Instant,
+    meter: Meter,
     last_path: Option<PathId>,
     ice_out: Vec<ice::Effect>,
     dtls_out: Vec<dtls::Effect>,
@@ -178,6 +190,7 @@ impl Session {
             dtls: None,
             keys: None,
             sctp: Sctp::new(anchor),
+            opens_channels: false,
             early_messages: Vec::new(),
             channel_due: now + CHANNEL_WITHIN,
             receive: Vec::new(),
@@ -198,11 +211,17 @@ impl Session {
             spent: HashMap::new(),
             rtcp_ssrc,
             report_due: now + REPORT_INTERVAL,
+            meter: Meter::default(),
             last_path: None,
             ice_out: Vec::new(),
             dtls_out: Vec::new(),
             sctp_out: Vec::new(),
         }
+    }
+
+    /// Has the room protocol's channels opened by us, as soon as there is a transport.
+    pub fn open_channels(&mut self) {
+        self.opens_channels = true;
     }
 
     pub fn state(&self) -> State {
@@ -224,9 +243,9 @@ impl Session {
     }
 
     /// Takes a finished negotiation. Streams that are in both plans go on with their numbers.
-    pub fn apply(&mut self, plan: Plan) {
+    pub fn apply(&mut self, now: Instant, plan: Plan) {
         self.ice.restart(&plan.credentials);
-        self.ice.set_remote_ufrag(&plan.remote_ufrag);
+        self.ice.set_remote_ufrag(now, &plan.remote_ufrag);
         if self.dtls.is_none() {
             self.dtls = Some(Dtls::new(self.identity.clone(), self.anchor, plan.role, plan.remote_fingerprint));
         }
@@ -343,6 +362,13 @@ impl Session {
         outcome
     }
 
+    /// Sends a packet of a data track to this participant.
+    pub fn send_data_track(&mut self, now: Instant, packet: &[u8], out: &mut Vec<Effect>) -> Result<(), sctp::SctpDrop> {
+        let outcome = self.sctp.send(now, DATA_TRACK, packet, &mut self.sctp_out);
+        self.drain_sctp(now, out);
+        outcome
+    }
+
     /// A connection closed or an allocation ended.
     pub fn path_lost(&mut self, path: PathId, out: &mut Vec<Effect>) {
         if self.last_path == Some(path) {
@@ -370,7 +396,9 @@ impl Session {
     }
 
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        if self.ice.deadline() <= now && self.state != State::Closing {
+        let is_gone = self.ice.wake(now, &mut self.ice_out);
+        self.drain_ice(out);
+        if is_gone && self.state != State::Closing {
             self.state = State::Closing;
             out.push(Effect::Ended(End::ConsentLost));
             return;
@@ -401,6 +429,7 @@ impl Session {
             if self.report_due <= now || self.has_news(now) {
                 self.report_due = now + REPORT_INTERVAL;
                 self.report(now, &mut compounds);
+                out.extend(self.meter.take(now, self.round_trip.get()).map(Effect::Sampled));
             }
         } else if self.report_due <= now {
             self.report_due = now + REPORT_INTERVAL;
@@ -411,8 +440,9 @@ impl Session {
     }
 
     pub fn deadline(&self) -> Instant {
-        let mut deadline = self.ice.deadline().min(self.report_due);
-        let more = [self.dtls.as_ref().and_then(Dtls::deadline), self.sctp.deadline(), self.arrivals.deadline(), self.repair_deadline()];
+        let mut deadline = self.report_due;
+        let dtls = self.dtls.as_ref().and_then(Dtls::deadline);
+        let more = [self.ice.deadline(), dtls, self.sctp.deadline(), self.arrivals.deadline(), self.repair_deadline()];
         for at in more.into_iter().flatten() {
             deadline = deadline.min(at);
         }
@@ -435,6 +465,7 @@ impl Session {
             ice::Effect::Validated(path) => Effect::PathValidated(path),
             ice::Effect::Selected(path) => Effect::PathSelected(path),
             ice::Effect::Dropped(path) => Effect::PathDropped(path),
+            ice::Effect::Silent => Effect::Silent,
         }));
     }
 
@@ -471,6 +502,9 @@ impl Session {
     /// Media flows once the handshake has ended and has given keys; either may be told first.
     fn go_live(&mut self, out: &mut Vec<Effect>) {
         let is_established = self.dtls.as_ref().is_some_and(Dtls::is_established);
+        if let (Some(dtls), true) = (&self.dtls, self.opens_channels) {
+            self.sctp.open_channels(CHANNELS, dtls.role() == dtls::Role::Client);
+        }
         if let Some(profile) = self.profile().filter(|_| is_established && self.state == State::Handshaking) {
             self.state = State::Live;
             out.push(Effect::Live { profile });
@@ -493,7 +527,10 @@ impl Session {
                     let delivery = match label.as_str() {
                         RELIABLE => Delivery::Reliable,
                         LOSSY => Delivery::Lossy,
-                        // `_data_track` is negotiated; its packets come with the data tracks themselves.
+                        DATA_TRACK => {
+                            out.push(Effect::DataTrack(bytes));
+                            continue;
+                        }
                         _ => continue,
                     };
                     out.push(Effect::Data { delivery, bytes });
@@ -525,6 +562,13 @@ impl Session {
 /// Labels of the room protocol's channels.
 const RELIABLE: &str = "_reliable";
 const LOSSY: &str = "_lossy";
+const DATA_TRACK: &str = "_data_track";
+/// The channels, for clients that have them opened by the server.
+const CHANNELS: &[sctp::Wanted] = &[
+    (RELIABLE, Reliability { unordered: false, limit: Limit::None }),
+    (LOSSY, Reliability { unordered: true, limit: Limit::Retransmits(0) }),
+    (DATA_TRACK, Reliability { unordered: true, limit: Limit::Retransmits(0) }),
+];
 
 #[cfg(test)]
 mod tests;

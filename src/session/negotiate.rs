@@ -1,14 +1,19 @@
-//! Offer and policy in, answer and plan out (RFC 9429 §5.3, RFC 9143). Pure: no state, no clock, no dice.
+//! Offer and policy in, answer and plan out (RFC 9429 §5.3, RFC 9143); or our own offer out, and a plan from what became of
+//! it. Pure: no state, no clock, no dice.
 //!
 //! The caller says what each section is used for; this file says it in SDP and, for the data plane, as a [`Plan`].
 //! Payload types and extension ids are always the offerer's.
+
+mod offering;
+
+pub use offering::section;
 
 use crate::base::id::{Ssrc, TrackId};
 use crate::engine::dtls::Role;
 use crate::engine::ice::Credentials;
 use crate::engine::sctp;
 use crate::wire::rtp::{Codec, Extension, ExtensionMap};
-use crate::wire::sdp::{Fingerprint, Kind, Offer, OfferedFormat, Section, Setup};
+use crate::wire::sdp::{Description, Fingerprint, Kind, OfferedFormat, Section, Setup};
 use std::fmt::Write;
 use std::net::SocketAddr;
 
@@ -64,6 +69,12 @@ pub enum Use {
         stream: String,
         label: String,
     },
+    /// Something may be sent in it later, without another negotiation.
+    Keep {
+        ssrc: Ssrc,
+        rtx: Ssrc,
+        stream: String,
+    },
     Data,
     Idle,
 }
@@ -118,7 +129,7 @@ impl Send {
 }
 
 /// A finished negotiation, as the data plane needs it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     pub credentials: Credentials,
     pub remote_ufrag: String,
@@ -128,22 +139,71 @@ pub struct Plan {
     pub send: Vec<Send>,
 }
 
+impl Plan {
+    fn new(local: &Local<'_>, remote: &Description, role: Role) -> Self {
+        Self {
+            credentials: local.credentials.clone(),
+            remote_ufrag: remote.ufrag.clone(),
+            remote_fingerprint: remote.fingerprint.clone(),
+            role,
+            receive: Vec::new(),
+            send: Vec::new(),
+        }
+    }
+}
+
 /// Answers an offer. `uses` has one entry a section.
-pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) {
+pub fn answer(offer: &Description, local: &Local<'_>, uses: &[Use]) -> (String, Plan) {
     let role = match offer.setup {
         Setup::ActPass | Setup::Active => Role::Server,
         Setup::Passive => Role::Client,
     };
-    let mut plan = Plan {
-        credentials: local.credentials.clone(),
-        remote_ufrag: offer.ufrag.clone(),
-        remote_fingerprint: offer.fingerprint.clone(),
-        role,
-        receive: Vec::new(),
-        send: Vec::new(),
-    };
+    let mut plan = Plan::new(local, offer, role);
+    let setup = if role == Role::Server { "passive" } else { "active" };
+    let sdp = describe(&offer.sections, uses, local, setup, &mut plan);
+    (sdp, plan)
+}
+
+/// Offers sections of ours. `uses` has one entry a section.
+pub fn offer(sections: &[Section], local: &Local<'_>, uses: &[Use]) -> String {
+    // What is sent is known once it has been answered.
+    describe(sections, uses, local, "actpass", &mut Plan::default())
+}
+
+/// What became of an offer of ours: each section sends what the answer leaves of its formats and extensions; nothing, where
+/// it leaves none.
+pub fn accept(answer: &Description, local: &Local<'_>, uses: &[Use]) -> Plan {
+    // `actpass` in an answer is against the rule (RFC 8842 §5.3); those who write it are active.
+    let role = if answer.setup == Setup::Passive { Role::Client } else { Role::Server };
+    let mut plan = Plan::new(local, answer, role);
+    for (section, usage) in answer.sections.iter().zip(uses) {
+        let Use::Send { track, ssrc, rtx, stream, .. } = usage else { continue };
+        if section.is_rejected || section.formats.is_empty() || !section.direction.receives() {
+            continue;
+        }
+        let mut extensions = ExtensionMap::default();
+        accepted(section, usage).for_each(|(id, extension)| extensions.set(extension, id));
+        plan.send.push(Send {
+            mid: section.mid.clone(),
+            track: *track,
+            ssrc: *ssrc,
+            rtx: *rtx,
+            cname: cname_of(stream),
+            formats: preferred(section, usage),
+            extensions,
+        });
+    }
+    plan
+}
+
+fn cname_of(stream: &str) -> String {
+    stream.split('|').next().unwrap_or_default().to_owned()
+}
+
+/// Writes a description; what the sections in it receive and send goes into `plan`.
+fn describe(sections: &[Section], uses: &[Use], local: &Local<'_>, setup: &str, plan: &mut Plan) -> String {
     let answered: Vec<(&Section, &Use, bool)> =
-        offer.sections.iter().zip(uses).map(|(section, usage)| (section, usage, section.is_rejected || !is_usable(section))).collect();
+        sections.iter().zip(uses).map(|(section, usage)| (section, usage, section.is_rejected || !is_usable(section))).collect();
     let bundle: String = answered.iter().filter(|(_, _, rejected)| !rejected).fold(String::new(), |b, (s, ..)| b + " " + &s.mid);
     let mut sdp = format!(
         "v=0\r\no=- {} {} IN IP4 127.0.0.1\r\ns=-\r\nt=0 0\r\na=group:BUNDLE{bundle}\r\na=ice-lite\r\na=extmap-allow-mixed\r\na=msid-semantic: WMS *\r\n",
@@ -175,7 +235,6 @@ pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) 
             }
             sdp.push_str("a=end-of-candidates\r\n");
         }
-        let setup = if role == Role::Server { "passive" } else { "active" };
         let Credentials { ufrag, pwd } = local.credentials;
         let _ = write!(
             sdp,
@@ -187,10 +246,10 @@ pub fn answer(offer: &Offer, local: &Local<'_>, uses: &[Use]) -> (String, Plan) 
                 let port = section.sctp_port.unwrap_or(5000);
                 let _ = write!(sdp, "a=sctp-port:{port}\r\na=max-message-size:{}\r\n", sctp::MESSAGE_MAX);
             }
-            Kind::Audio | Kind::Video => media(&mut sdp, section, usage, &mut plan),
+            Kind::Audio | Kind::Video => media(&mut sdp, section, usage, plan),
         }
     }
-    (sdp, plan)
+    sdp
 }
 
 fn is_usable(section: &Section) -> bool {
@@ -203,10 +262,10 @@ fn accepted<'a>(section: &'a Section, usage: &'a Use) -> impl Iterator<Item = (u
     let codec = match usage {
         Use::Send { codec, .. } => *codec,
         Use::Receive { prefer, .. } => *prefer,
-        Use::Data | Use::Idle => None,
+        Use::Keep { .. } | Use::Data | Use::Idle => None,
     };
     section.extensions.iter().copied().filter(move |(_, e)| match e {
-        Extension::DependencyDescriptor => codec == Some(Codec::Av1),
+        Extension::DependencyDescriptor => codec == Some(Codec::Av1) || matches!(usage, Use::Keep { .. }),
         _ => true,
     })
 }
@@ -217,7 +276,7 @@ fn preferred(section: &Section, usage: &Use) -> Vec<OfferedFormat> {
     let redundancy = match usage {
         Use::Receive { voice, .. } => voice.redundancy,
         Use::Send { redundancy, .. } => *redundancy,
-        Use::Data | Use::Idle => true,
+        Use::Keep { .. } | Use::Data | Use::Idle => true,
     };
     if !redundancy {
         formats.iter_mut().for_each(|f| f.red = None);
@@ -236,7 +295,7 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
     }
     let direction = match usage {
         Use::Receive { .. } => "recvonly",
-        Use::Send { .. } => "sendonly",
+        Use::Send { .. } | Use::Keep { .. } => "sendonly",
         Use::Data | Use::Idle => "inactive",
     };
     let _ = write!(sdp, "a={direction}\r\na=rtcp-mux\r\na=rtcp-rsize\r\n");
@@ -282,18 +341,24 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
             });
         }
         Use::Send { track, ssrc, rtx, stream, label, .. } => {
-            let _ = write!(sdp, "a=msid:{stream} {label}\r\n");
-            let repairs = formats.iter().any(|f| f.rtx.is_some());
-            if repairs {
-                let _ = write!(sdp, "a=ssrc-group:FID {ssrc} {rtx}\r\n");
-            }
-            let cname = stream.split('|').next().unwrap_or_default().to_owned();
-            for ssrc in [Some(ssrc), Some(rtx).filter(|_| repairs)].into_iter().flatten() {
-                let _ = write!(sdp, "a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{stream} {label}\r\n");
-            }
+            let cname = cname_of(stream);
+            sources(sdp, [*ssrc, *rtx], &formats, &cname, &format!("{stream} {label}"));
             plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, rtx: *rtx, cname, formats, extensions });
         }
+        Use::Keep { ssrc, rtx, stream } => sources(sdp, [*ssrc, *rtx], &formats, "postern", &format!("postern {stream}")),
         Use::Data | Use::Idle => {}
+    }
+}
+
+/// What is sent in a section, and what it is part of.
+fn sources(sdp: &mut String, [ssrc, rtx]: [Ssrc; 2], formats: &[OfferedFormat], cname: &str, msid: &str) {
+    let _ = write!(sdp, "a=msid:{msid}\r\n");
+    let repairs = formats.iter().any(|f| f.rtx.is_some());
+    if repairs {
+        let _ = write!(sdp, "a=ssrc-group:FID {ssrc} {rtx}\r\n");
+    }
+    for ssrc in [Some(ssrc), Some(rtx).filter(|_| repairs)].into_iter().flatten() {
+        let _ = write!(sdp, "a=ssrc:{ssrc} cname:{cname}\r\na=ssrc:{ssrc} msid:{msid}\r\n");
     }
 }
 
@@ -320,7 +385,7 @@ mod tests {
         let candidates =
             Candidates { udp: vec!["192.0.2.1:443".parse().expect("a literal")], tcp: vec!["192.0.2.1:443".parse().expect("a literal")] };
         let local = Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2 };
-        answer(&Offer::parse(offer).expect("Chromium's offer"), &local, uses)
+        answer(&Description::parse(offer).expect("Chromium's offer"), &local, uses)
     }
 
     #[test]
@@ -390,6 +455,49 @@ mod tests {
             assert!(sdp.lines().any(|l| l == format!("m=audio 9 UDP/TLS/RTP/SAVPF {order}")), "{sdp}");
             assert_eq!((plan.receive[0].formats[0].format.codec, codec.clock_rate()), (codec, 8_000));
         }
+    }
+
+    #[test]
+    fn an_offer_of_ours_is_read_and_its_answer_says_what_is_sent() {
+        let sections = [
+            section("0", Kind::Application, None),
+            section("1", Kind::Audio, Some(Codec::Opus)),
+            section("2", Kind::Video, Some(Codec::Vp8)),
+            section("3", Kind::Video, Some(Codec::Av1)),
+        ];
+        let send = |at: u64, codec| Use::Send {
+            track: TrackId(at),
+            ssrc: Ssrc(10 * at as u32 + 1),
+            rtx: Ssrc(10 * at as u32),
+            codec: Some(codec),
+            redundancy: true,
+            stream: "PA_x|TR_y".into(),
+            label: "TR_y".into(),
+        };
+        let uses = [Use::Data, send(1, Codec::Opus), send(2, Codec::Vp8), Use::Idle];
+        let credentials = Credentials { ufrag: "00abcdefghij".into(), pwd: "p".repeat(24) };
+        let candidates = Candidates::default();
+        let local = Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2 };
+        let sdp = offer(&sections, &local, &uses);
+        let read = Description::parse(&sdp).expect("well-formed");
+        assert_eq!(read.setup, Setup::ActPass);
+        let directions: Vec<_> = read.sections.iter().map(|s| (s.kind, s.direction.sends(), s.formats.len())).collect();
+        assert_eq!(
+            directions,
+            [(Kind::Application, true, 0), (Kind::Audio, true, 1), (Kind::Video, true, 1), (Kind::Video, false, 1)],
+            "{sdp}"
+        );
+        assert_eq!(read.sections[2].repairs, [(21, 20)]);
+        assert_eq!(read.sections[1].msid, Some(("PA_x|TR_y".into(), "TR_y".into())));
+        // The client takes the sound and cannot decode the picture.
+        let answer = sdp
+            .replace("a=setup:actpass", "a=setup:active")
+            .replace("a=sendonly", "a=recvonly")
+            .replace("m=video 9 UDP/TLS/RTP/SAVPF 96 97", "m=video 0 UDP/TLS/RTP/SAVPF 96 97");
+        let plan = accept(&Description::parse(&answer).expect("well-formed"), &local, &uses);
+        assert_eq!(plan.role, Role::Server);
+        assert_eq!(plan.send.iter().map(|s| (s.track, s.formats[0].payload_type)).collect::<Vec<_>>(), [(TrackId(1), 111)]);
+        assert_eq!(plan.send[0].formats[0].red.as_ref().map(|(pt, _)| *pt), Some(63));
     }
 
     #[test]

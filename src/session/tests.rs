@@ -6,7 +6,7 @@ use crate::base::buf::{PacketBuf, Pool};
 use crate::base::id::{ClientAddr, SocketId, Ssrc};
 use crate::engine::srtp::{Receiver, Sender};
 use crate::wire::rtp::{self, Extension};
-use crate::wire::sdp::Offer;
+use crate::wire::sdp::Description;
 use crate::wire::{red, twcc};
 
 const OFFER: &str = include_str!("../../tests/vectors/offer_chromium.sdp");
@@ -34,7 +34,7 @@ fn end(offer: &str, uses: &[Use]) -> End {
     let mut session = Session::new(at(0), SessionId(1), anchor, identity, &credentials, 7);
     let candidates = Candidates::default();
     let local = Local { credentials: &credentials, fingerprint: "AA", candidates: &candidates, session_id: 7, version: 2 };
-    session.apply(answer(&Offer::parse(offer).expect("Chromium's offer"), &local, uses).1);
+    session.apply(Instant::from_millis(0), answer(&Description::parse(offer).expect("Chromium's offer"), &local, uses).1);
     let (key, salt) = Profile::AeadAes128Gcm.lengths();
     let material: Vec<u8> = (0..2 * (key + salt) as u8).collect();
     let keys = |is_client| srtp::from_exported(Profile::AeadAes128Gcm, &material, is_client).expect("keys");

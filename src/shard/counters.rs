@@ -151,6 +151,7 @@ counters! {
     DropTooLong "drops" "packet_too_long",
     DropStreamQueue "drops" "stream_queue_full",
     DropUnknownStream "drops" "unknown_stream",
+    DropSilenced "drops" "silenced_track",
     DropDataMalformed "drops" "data_malformed",
     DropDataForbidden "drops" "data_forbidden",
     DropDataQueue "drops" "data_queue_full",
@@ -158,6 +159,8 @@ counters! {
     DropDataRepeated "drops" "data_repeated",
     /// For a participant who has no channel, and has not just arrived.
     DropDataNoChannel "drops" "data_no_channel",
+    /// Of a data track that nobody subscribes to, or that was not published.
+    DropDataTrackUnknown "drops" "data_track_unknown",
     DropSendFailed "drops" "udp_send_failed",
 }
 

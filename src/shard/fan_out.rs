@@ -56,8 +56,13 @@ struct Delivery {
 impl Shard {
     /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
+        let room = self.places.get(&publisher).map(|p| p.room);
+        if room.and_then(|r| self.rooms.get(&r)).is_some_and(|r| r.is_silenced(media.track)) {
+            self.counters.count(Counter::DropSilenced);
+            return self.pool.put(buf);
+        }
         self.counters.count(Counter::MediaIn);
-        let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
+        let Some(room) = room else { return self.pool.put(buf) };
         for recovered in self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default() {
             self.counters.count(Counter::Recovered);
             let mut copy = self.pool.take();

@@ -10,6 +10,7 @@ use crate::room::layers::Wanted;
 use crate::room::speaker;
 use crate::session::negotiate::Plan;
 use crate::session::path::FrameQueue;
+use crate::session::quality::Sample;
 use crate::session::{End, Media};
 use crate::wire::data_packet::Delivery;
 use std::net::SocketAddr;
@@ -25,7 +26,34 @@ pub enum Command {
         identity: String,
         sid: String,
         can_publish_data: bool,
-        can_subscribe: bool,
+        /// Room messages go to this transport.
+        hears_data: bool,
+        /// The room protocol's channels are ours to open.
+        opens_channels: bool,
+    },
+    /// What a participant may do has changed.
+    Permit {
+        session: SessionId,
+        can_publish_data: bool,
+    },
+    /// Nobody is to get what comes of a track: it was muted by an administrator. To the worker that owns the publisher.
+    Silence {
+        room: RoomId,
+        track: TrackId,
+        is_silenced: bool,
+    },
+    /// Who gets the packets of a participant's data track, under which handle each. To the worker that owns the publisher.
+    RouteData {
+        publisher: SessionId,
+        handle: u16,
+        /// Empty: nobody any longer.
+        hearers: Vec<(WorkerId, SessionId, u16)>,
+    },
+    /// A room message of the server's own.
+    Send {
+        room: RoomId,
+        delivery: Delivery,
+        bytes: Vec<u8>,
     },
     Apply {
         session: SessionId,
@@ -112,9 +140,23 @@ pub enum Report {
         session: SessionId,
         kind: PathKind,
     },
+    /// Nothing has come from a client for some seconds.
+    Silent {
+        session: SessionId,
+    },
     Ended {
         session: SessionId,
         end: End,
+    },
+    /// What a transport was like lately.
+    Quality {
+        session: SessionId,
+        sample: Sample,
+    },
+    /// A room message of a participant that is for the server itself.
+    Data {
+        session: SessionId,
+        bytes: Vec<u8>,
     },
     Speakers {
         room: RoomId,
@@ -166,6 +208,8 @@ pub enum Parcel {
     Word { room: RoomId, track: TrackId, word: Word },
     /// A room message of a participant here for those there.
     Data { room: RoomId, delivery: Delivery, bytes: Vec<u8> },
+    /// A packet of a data track of a participant there for those here, each under its handle.
+    DataTrack { hearers: Vec<(SessionId, u16)>, bytes: Vec<u8> },
     /// A UDP allocation goes to its owner, with the check that named it.
     Allocation { allocation: Box<Allocation>, delivered: PacketBuf, peer: PeerAddr },
 }

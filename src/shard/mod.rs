@@ -10,6 +10,8 @@ pub mod egress;
 mod fan_out;
 pub mod mail;
 mod rooms;
+
+pub use rooms::SERVER as SERVER_IDENTITY;
 mod store;
 pub mod table;
 pub mod timers;
@@ -91,6 +93,8 @@ struct Place {
     ufrags: Vec<String>,
     /// The newest reliable message that came from the participant.
     last_message: u32,
+    /// Who gets the packets of its data tracks, by the handle that it sends them under.
+    data_routes: HashMap<u16, Vec<(WorkerId, SessionId, u16)>>,
 }
 
 impl Shard {
@@ -581,6 +585,9 @@ impl Shard {
                     }
                 }
                 session::Effect::Data { delivery, bytes } => self.data(now, id, delivery, &bytes),
+                session::Effect::DataTrack(packet) => self.data_track(now, id, packet),
+                session::Effect::Silent => self.effects.push(Effect::Report(Report::Silent { session: id })),
+                session::Effect::Sampled(sample) => self.effects.push(Effect::Report(Report::Quality { session: id, sample })),
                 session::Effect::Ended(end) => {
                     ended = true;
                     self.effects.push(Effect::Report(Report::Ended { session: id, end }));
@@ -692,6 +699,7 @@ impl Shard {
             Parcel::Media { room, publisher, media, buf } => self.take_packet(now, room, publisher, *media, buf),
             Parcel::Word { room, track, word } => self.take_word(now, from, room, track, word),
             Parcel::Data { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
+            Parcel::DataTrack { hearers, bytes } => self.pass_data_track(now, &hearers, bytes),
             Parcel::Allocation { allocation, mut delivered, peer } => {
                 let (id, carrier, relayed) = (allocation.id, allocation.carrier, allocation.relayed);
                 self.turn.adopt(*allocation);

@@ -9,21 +9,50 @@ use crate::engine::sctp;
 use crate::room::Member;
 use crate::session::Session;
 use crate::wire::data_packet::{self, Delivery};
+use crate::wire::data_track;
+use std::collections::HashMap;
+
+/// How the identities begin under which the server itself takes part in a room's messages.
+pub const SERVER: &str = "postern:";
 
 impl Shard {
     pub fn handle_command(&mut self, now: Now, command: Command) {
         match command {
-            Command::Open { session, room, credentials, identity, sid, can_publish_data, can_subscribe } => {
+            Command::Open { session, room, credentials, identity, sid, can_publish_data, hears_data, opens_channels } => {
                 let rtcp_ssrc = self.secrets.u64() as u32 | 1;
                 let (anchor, own) = (self.config.anchor, self.config.identity.clone());
-                self.sessions.insert(session, Session::new(now.mono, session, anchor, own, &credentials, rtcp_ssrc));
+                let mut transport = Session::new(now.mono, session, anchor, own, &credentials, rtcp_ssrc);
+                if opens_channels {
+                    transport.open_channels();
+                }
+                self.sessions.insert(session, transport);
                 self.table.add_ufrag(&credentials.ufrag, session);
-                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag], last_message: 0 });
-                let member = Member { session, identity, sid, can_publish_data, can_subscribe, is_live: false };
+                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag], last_message: 0, data_routes: HashMap::new() });
+                let member = Member { session, identity, sid, can_publish_data, hears_data, is_live: false };
                 self.rooms.entry(room).or_default().join(member);
                 self.counters.count(Counter::SessionsOpened);
                 self.arm_session(session);
             }
+            Command::Permit { session, can_publish_data } => {
+                if let Some(room) = self.places.get(&session).and_then(|p| self.rooms.get_mut(&p.room)) {
+                    room.permit(session, can_publish_data);
+                }
+            }
+            Command::Silence { room, track, is_silenced } => {
+                if let Some(room) = self.rooms.get_mut(&room) {
+                    room.silence(track, is_silenced);
+                }
+            }
+            Command::RouteData { publisher, handle, hearers } => {
+                if let Some(place) = self.places.get_mut(&publisher) {
+                    if hearers.is_empty() {
+                        place.data_routes.remove(&handle);
+                    } else {
+                        place.data_routes.insert(handle, hearers);
+                    }
+                }
+            }
+            Command::Send { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
             Command::Apply { session: id, plan } => {
                 if let (Some(session), Some(place)) = (self.sessions.get_mut(&id), self.places.get_mut(&id)) {
                     if !place.ufrags.contains(&plan.credentials.ufrag) {
@@ -35,7 +64,7 @@ impl Shard {
                         self.table.add_ufrag(&plan.credentials.ufrag, id);
                         place.ufrags.push(plan.credentials.ufrag.clone());
                     }
-                    session.apply(*plan);
+                    session.apply(now.mono, *plan);
                     self.arm_session(id);
                 }
             }
@@ -52,9 +81,7 @@ impl Shard {
             }
             Command::Subscribe { room: room_id, session, track, publisher, is_video, home } => {
                 let own = self.config.worker;
-                if let Some(room) = self.rooms.get_mut(&room_id)
-                    && room.member(session).is_some_and(|m| m.can_subscribe)
-                {
+                if let Some(room) = self.rooms.get_mut(&room_id).filter(|r| r.member(session).is_some()) {
                     if home != own {
                         room.publish_elsewhere(track, publisher, is_video, home);
                     }
@@ -109,6 +136,9 @@ impl Shard {
         }
         let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
         let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
+        if data_packet::destinations(bytes).is_ok_and(|d| d.iter().any(|to| to.starts_with(SERVER))) {
+            return self.effects.push(Effect::Report(Report::Data { session: from, bytes: stamped }));
+        }
         for to in room.elsewhere.iter().copied() {
             let parcel = Parcel::Data { room: room_id, delivery, bytes: stamped.clone() };
             self.effects.push(Effect::Parcel { to, parcel });
@@ -132,6 +162,40 @@ impl Shard {
                 self.drain_session(now, receiver, effects);
                 self.arm_session(receiver);
             }
+        }
+    }
+
+    /// A packet of a data track: to each that subscribes to it, under the handle that it knows the track by.
+    pub(super) fn data_track(&mut self, now: Now, from: SessionId, packet: Vec<u8>) {
+        let Some(handle) = data_track::handle(&packet) else { return self.counters.count(Counter::DropDataMalformed) };
+        let hearers = self.places.get(&from).and_then(|p| p.data_routes.get(&handle));
+        let Some(hearers) = hearers.cloned() else { return self.counters.count(Counter::DropDataTrackUnknown) };
+        let of = |worker| hearers.iter().filter(move |(w, ..)| *w == worker).map(|(_, session, handle)| (*session, *handle)).collect();
+        let own = self.config.worker;
+        let mut others: Vec<_> = hearers.iter().map(|(worker, ..)| *worker).filter(|w| *w != own).collect();
+        others.sort_unstable();
+        others.dedup();
+        for to in others {
+            let parcel = Parcel::DataTrack { hearers: of(to), bytes: packet.clone() };
+            self.effects.push(Effect::Parcel { to, parcel });
+        }
+        let here: Vec<(SessionId, u16)> = of(own);
+        self.pass_data_track(now, &here, packet);
+    }
+
+    pub(super) fn pass_data_track(&mut self, now: Now, hearers: &[(SessionId, u16)], mut packet: Vec<u8>) {
+        for (hearer, handle) in hearers {
+            let Some(session) = self.sessions.get_mut(hearer) else { continue };
+            data_track::set_handle(&mut packet, *handle);
+            let mut effects = Vec::new();
+            let outcome = session.send_data_track(now.mono, &packet, &mut effects);
+            self.counters.count(match outcome {
+                Ok(()) => Counter::DataMessages,
+                Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
+                Err(sctp::SctpDrop::NoChannel) => Counter::DropDataNoChannel,
+            });
+            self.drain_session(now, *hearer, effects);
+            self.arm_session(*hearer);
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::shard::mail::{Command, Effect, Parcel, Report, StreamRole};
 use crate::shard::{PortRole, Shard, ShardConfig, table};
 use crate::wire::data_packet::Delivery;
 use crate::wire::framing::Framing;
-use crate::wire::sdp::{Direction, Kind, Offer};
+use crate::wire::sdp::{Description, Direction, Kind};
 use net::{Net, To};
 use peer::Peer;
 use std::collections::HashMap;
@@ -233,7 +233,8 @@ impl World {
             identity: format!("p{at}"),
             sid: format!("PA_{at}"),
             can_publish_data: true,
-            can_subscribe: true,
+            hears_data: true,
+            opens_channels: false,
         };
         let now = self.time();
         self.shards[usize::from(owner.0)].handle_command(now, command);
@@ -250,7 +251,7 @@ impl World {
         if self.peers_are_passive {
             offer_text = offer_text.replace("a=setup:actpass", "a=setup:passive");
         }
-        let offer = Offer::parse(&offer_text).expect("the peer's offer");
+        let offer = Description::parse(&offer_text).expect("the peer's offer");
         let (mut heard, mut seen) = (others.iter(), others.iter());
         let uses: Vec<Use> = offer
             .sections

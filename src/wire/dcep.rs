@@ -51,6 +51,21 @@ pub fn decode(bytes: &[u8]) -> Option<Message<'_>> {
     }
 }
 
+/// OPEN for a channel with this label, at the default priority.
+pub fn open(reliability: Reliability, label: &str) -> Vec<u8> {
+    let (kind, value) = match reliability.limit {
+        Limit::None => (0, 0),
+        Limit::Retransmits(n) => (1, n),
+        Limit::LifetimeMs(ms) => (2, ms),
+    };
+    let mut out = vec![3, kind | u8::from(reliability.unordered) << 7, 1, 0];
+    out.extend_from_slice(&value.to_be_bytes());
+    out.extend_from_slice(&(label.len() as u16).to_be_bytes());
+    out.extend_from_slice(&[0, 0]);
+    out.extend_from_slice(label.as_bytes());
+    out
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -65,5 +80,15 @@ mod tests {
             assert_eq!(decode(&lossy[..n]), None, "cut at {n}");
         }
         assert_eq!(decode(&[9]), None);
+    }
+
+    #[test]
+    fn what_is_opened_reads_back() {
+        for limit in [Limit::None, Limit::Retransmits(0), Limit::LifetimeMs(300)] {
+            for unordered in [false, true] {
+                let reliability = Reliability { unordered, limit };
+                assert_eq!(decode(&open(reliability, "_lossy")), Some(Message::Open { reliability, label: "_lossy" }));
+            }
+        }
     }
 }

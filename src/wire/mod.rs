@@ -3,6 +3,7 @@
 
 pub mod av1;
 pub mod data_packet;
+pub mod data_track;
 pub mod dcep;
 pub mod demux;
 pub mod dependency;

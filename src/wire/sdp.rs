@@ -1,7 +1,7 @@
-//! Session descriptions (RFC 8866) as a typed offer: what a browser asks for, over the `sdp-types` tokeniser.
+//! Session descriptions (RFC 8866) of clients, typed: their offers and answers, over the `sdp-types` tokeniser.
 //!
-//! Reads what the answerer decides from (RFC 9429 §5.3): sections, ICE and DTLS parameters, formats, extensions, rids.
-//! The answer is written by `session/negotiate.rs`.
+//! Reads what the other side decides from (RFC 9429 §5.3): sections, ICE and DTLS parameters, formats, extensions, rids.
+//! Ours are written by `session/negotiate.rs`.
 
 use super::rtp::{Codec, Extension};
 use sdp_types::{Attribute, Media, Session};
@@ -22,6 +22,9 @@ pub enum SdpError {
     TooManySections,
     #[error("no media section")]
     NoSections,
+    /// RFC 9725 §4.2
+    #[error("no media section {0}, in a format that this server forwards")]
+    NoUsable(&'static str),
     #[error("{0} is missing")]
     Missing(&'static str),
     #[error("{0} is not understood: {1}")]
@@ -66,7 +69,7 @@ impl Direction {
     }
 }
 
-/// DTLS role of the offerer (RFC 8842 §5.2).
+/// DTLS role that the writer takes (RFC 8842 §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Setup {
     ActPass,
@@ -83,7 +86,8 @@ pub struct Format {
 }
 
 impl Format {
-    fn new(codec: Codec, fmtp: &str) -> Self {
+    /// From the parameters of an `a=fmtp`.
+    pub fn new(codec: Codec, fmtp: &str) -> Self {
         let parameter = |name: &str| {
             fmtp.split(';').find_map(|p| p.trim().split_once('=').filter(|(k, _)| k.eq_ignore_ascii_case(name))).map(|(_, v)| v.trim())
         };
@@ -125,13 +129,13 @@ pub struct OfferedFormat {
 }
 
 /// A certificate's digest (RFC 8122).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Fingerprint {
     pub hash: String,
     pub digest: Vec<u8>,
 }
 
-/// One media section of an offer.
+/// One media section.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Section {
     pub mid: String,
@@ -154,9 +158,9 @@ pub struct Section {
     pub sctp_port: Option<u16>,
 }
 
-/// A whole offer: one transport, several sections.
+/// A whole offer or answer: one transport, several sections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Offer {
+pub struct Description {
     pub ufrag: String,
     pub pwd: String,
     pub fingerprint: Fingerprint,
@@ -164,7 +168,7 @@ pub struct Offer {
     pub sections: Vec<Section>,
 }
 
-impl Offer {
+impl Description {
     pub fn parse(text: &str) -> Result<Self, SdpError> {
         if text.len() > LEN_MAX {
             return Err(SdpError::TooLong);
@@ -339,7 +343,7 @@ mod tests {
 
     #[test]
     fn a_browsers_offer_is_read() {
-        let offer = Offer::parse(OFFER).expect("Chromium's offer");
+        let offer = Description::parse(OFFER).expect("Chromium's offer");
         assert_eq!((offer.ufrag.as_str(), offer.setup), ("EsAw", Setup::ActPass));
         assert_eq!((offer.fingerprint.hash.as_str(), offer.fingerprint.digest.len()), ("sha-256", 32));
         let kinds: Vec<_> = offer.sections.iter().map(|s| (s.mid.as_str(), s.kind, s.direction)).collect();
@@ -373,10 +377,10 @@ mod tests {
             ("a=group", SdpError::NotBundled),
         ] {
             let text: String = OFFER.lines().filter(|l| !l.starts_with(without)).map(|l| format!("{l}\r\n")).collect();
-            assert_eq!(Offer::parse(&text), Err(want), "without {without}");
+            assert_eq!(Description::parse(&text), Err(want), "without {without}");
         }
-        assert_eq!(Offer::parse(&"x".repeat(LEN_MAX + 1)), Err(SdpError::TooLong));
-        assert!(matches!(Offer::parse("v=0\r\n"), Err(SdpError::Syntax(_) | SdpError::NoSections)));
+        assert_eq!(Description::parse(&"x".repeat(LEN_MAX + 1)), Err(SdpError::TooLong));
+        assert!(matches!(Description::parse("v=0\r\n"), Err(SdpError::Syntax(_) | SdpError::NoSections)));
     }
 
     #[test]
@@ -393,7 +397,7 @@ mod tests {
                 }
             }
             if let Ok(text) = String::from_utf8(bytes) {
-                let _ = Offer::parse(&text);
+                let _ = Description::parse(&text);
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Who wants which track, and in which size; the sections of a client's offer that they are carried in.
 
+use super::permissions::is_allowed;
 use super::{Down, Rooms, Subscription};
-use crate::base::id::{SessionId, Ssrc};
-use crate::control::tracks::{codec_of, kind_of, layers_of, voice_of, want, wanted_layer, wanted_temporal};
+use crate::base::id::{SessionId, Ssrc, TrackId};
+use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
 use crate::shard::mail::Command;
 use crate::wire::rtp::Codec;
@@ -12,13 +13,12 @@ use std::collections::HashMap;
 
 impl Rooms {
     pub(super) fn subscribe_to_all(&mut self, session: SessionId) {
-        let Some(name) = self.places.get(&session) else { return };
-        let Some(room) = self.rooms.get(name) else { return };
+        let Some(room) = self.room_of(session) else { return };
         let Some(me) = room.participants.iter().find(|p| p.session == session) else { return };
         if !me.auto_subscribe {
             return;
         }
-        let others = room.participants.iter().filter(|p| p.session != session);
+        let others = room.participants.iter().filter(|p| p.session != session && me.wants_to_hear(&p.info.identity));
         let tracks: Vec<String> = others.flat_map(|p| p.info.tracks.iter().map(|t| t.sid.clone())).collect();
         for sid in tracks {
             self.subscribe(session, &sid);
@@ -29,7 +29,9 @@ impl Rooms {
     pub(super) fn subscribe(&mut self, session: SessionId, track_sid: &str) -> bool {
         let two = self.secrets.u64();
         let (ssrc, rtx) = (Ssrc(two as u32 | 1), Ssrc((two >> 32) as u32 & !1));
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return false };
+        let Some(room) = self.room_of(session) else { return false };
+        let sync_streams = room.sync_streams;
+        let Some(me) = room.participants.iter().find(|p| p.session == session) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
             let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
             Some(Subscription {
@@ -37,6 +39,7 @@ impl Rooms {
                 sid: track_sid.to_owned(),
                 publisher: p.session,
                 publisher_sid: p.sid.clone(),
+                stream: stream_of(&p.sid, &track.info, sync_streams && me.syncs_streams),
                 home: p.worker,
                 kind: kind_of(&track.info),
                 codec: codec_of(&track.info),
@@ -44,6 +47,8 @@ impl Rooms {
                 ssrc,
                 rtx,
                 mid: None,
+                is_allowed: is_allowed(p.listeners.as_ref(), &me.sid, &me.info.identity, track_sid),
+                is_routed: false,
                 enabled: true,
                 layer_max: 2,
                 temporal_max: TEMPORAL_ALL,
@@ -52,8 +57,17 @@ impl Rooms {
         let Some(subscription) = found else { return false };
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
         let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
-        if can_subscribe && !p.subscriptions.iter().any(|s| s.track == subscription.track) {
-            p.subscriptions.push(subscription);
+        if !can_subscribe || p.subscriptions.iter().any(|s| s.track == subscription.track) {
+            return true;
+        }
+        let refused = (!subscription.is_allowed).then(|| proto::SubscriptionPermissionUpdate {
+            participant_sid: subscription.publisher_sid.clone(),
+            track_sid: track_sid.to_owned(),
+            allowed: false,
+        });
+        p.subscriptions.push(subscription);
+        if let Some(refused) = refused {
+            self.tell(session, Down::SubscriptionPermissionUpdate(refused));
         }
         true
     }
@@ -71,55 +85,104 @@ impl Rooms {
                 self.unsubscribe(session, &sid);
             }
         }
-        self.ask_for_sections(session);
+        self.negotiate_hearing(session);
     }
 
     pub(super) fn unsubscribe(&mut self, session: SessionId, track_sid: &str) {
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return };
+        let Some(room) = self.room_of(session) else { return };
         let room_id = room.id;
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
         if let Some(at) = p.subscriptions.iter().position(|s| s.sid == track_sid) {
             let gone = p.subscriptions.remove(at);
-            (self.around.mail)(p.worker, Command::Unsubscribe { room: room_id, session, track: gone.track });
+            let (worker, ear) = (p.worker, p.ear());
+            self.mail(worker, Command::Unsubscribe { room: room_id, session: ear, track: gone.track });
             if gone.mid.is_some() {
-                // The client lets go of the track when its section does: ask it to offer again.
-                self.tell(session, Down::MediaSectionsRequirement(proto::MediaSectionsRequirement::default()));
+                self.sections_freed(session);
             }
         }
     }
 
+    /// A client lets go of a track when its section does: it is asked to offer again.
+    pub(super) fn sections_freed(&mut self, session: SessionId) {
+        if self.participant(session).is_some_and(|p| p.subscriber.is_none() && p.sections.has_offered) {
+            self.tell(session, Down::MediaSectionsRequirement(proto::MediaSectionsRequirement::default()));
+        }
+    }
+
+    pub(super) fn unsubscribe_from_all(&mut self, session: SessionId) {
+        let Some(p) = self.participant(session) else { return };
+        let sids: Vec<String> = p.subscriptions.iter().map(|s| s.sid.clone()).collect();
+        for sid in sids {
+            self.unsubscribe(session, &sid);
+        }
+        self.negotiate_hearing(session);
+    }
+
+    /// Tracks that are no more: nobody subscribes to them any longer.
+    pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) {
+        let Some(room) = self.rooms.get_mut(room) else { return };
+        let mut losers = Vec::new();
+        for p in &mut room.participants {
+            let before = p.subscriptions.len();
+            p.subscriptions.retain(|s| !tracks.contains(&s.track));
+            if p.subscriptions.len() != before && p.subscriber.is_some() {
+                losers.push(p.session);
+            }
+        }
+        for session in losers {
+            self.offer_tracks(session);
+        }
+    }
+
+    /// A track flows to its first hearer: its publisher is told.
+    pub(super) fn heard(&mut self, publisher: SessionId, sid: String) {
+        let Some(p) = self.participant(publisher) else { return };
+        if let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid && !t.is_heard) {
+            track.is_heard = true;
+            self.tell(publisher, Down::TrackSubscribed(proto::TrackSubscribed { track_sid: sid.clone() }));
+        }
+        self.quality_wanted(publisher, &sid);
+    }
+
     pub fn track_settings(&mut self, session: SessionId, request: &proto::UpdateTrackSettings) {
-        let Some(room) = self.places.get(&session).and_then(|name| self.rooms.get_mut(name)) else { return };
+        let Some(room) = self.room_of(session) else { return };
         let room_id = room.id;
         let layers: HashMap<String, Vec<proto::VideoLayer>> =
             room.participants.iter().flat_map(|p| &p.tracks).map(|t| (t.info.sid.clone(), layers_of(&t.info))).collect();
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
+        let (worker, ear) = (p.worker, p.ear());
+        let mut wants = Vec::new();
         for subscription in p.subscriptions.iter_mut().filter(|s| request.track_sids.contains(&s.sid)) {
             subscription.enabled = !request.disabled && request.quality != proto::VideoQuality::Off as i32;
             subscription.layer_max = wanted_layer(request, layers.get(&subscription.sid).map_or(&[], Vec::as_slice));
             subscription.temporal_max = wanted_temporal(request.fps);
-            (self.around.mail)(p.worker, want(room_id, session, subscription));
+            wants.push((want(room_id, ear, subscription), subscription.publisher, subscription.sid.clone()));
+        }
+        for (want, publisher, sid) in wants {
+            self.mail(worker, want);
+            self.quality_wanted(publisher, &sid);
         }
     }
 
     /// Asks a client for sections when it has fewer than it subscribes to tracks, or to offer again when it has enough.
     pub(super) fn ask_for_sections(&mut self, session: SessionId) {
         let Some(p) = self.participant(session) else { return };
-        let waiting = |kind: Kind| p.subscriptions.iter().filter(|s| s.kind == kind && s.mid.is_none()).count() as u32;
+        let waiting = |kind: Kind| p.subscriptions.iter().filter(|s| s.kind == kind && s.waits_for_section()).count() as u32;
         let (audio, video) = (waiting(Kind::Audio), waiting(Kind::Video));
-        if !p.has_offered || (audio, video) == (0, 0) {
+        let sections = &mut p.sections;
+        if !sections.has_offered || (audio, video) == (0, 0) {
             return;
         }
         // Asked once for each track that waits; zeros ask to offer again with what is there.
-        if audio <= p.asked.0 && video <= p.asked.1 {
+        if audio <= sections.asked.0 && video <= sections.asked.1 {
             return;
         }
         let more = |waiting: u32, asked: u32, free: u32| waiting.saturating_sub(asked.max(free));
-        let num_audios = more(audio, p.asked.0, p.free_sections.0);
-        let waits_for_av1 = p.subscriptions.iter().any(|s| s.mid.is_none() && s.codec == Some(Codec::Av1));
-        let num_videos = more(video, p.asked.1, if waits_for_av1 { p.free_described } else { p.free_sections.1 });
-        p.asked = (p.asked.0.max(audio), p.asked.1.max(video));
-        p.described_asked = p.described_asked.saturating_add(u8::from(waits_for_av1));
+        let num_audios = more(audio, sections.asked.0, sections.free.0);
+        let waits_for_av1 = p.subscriptions.iter().any(|s| s.waits_for_section() && s.codec == Some(Codec::Av1));
+        let num_videos = more(video, sections.asked.1, if waits_for_av1 { sections.free_described } else { sections.free.1 });
+        sections.asked = (sections.asked.0.max(audio), sections.asked.1.max(video));
+        sections.described_asked = sections.described_asked.saturating_add(u8::from(waits_for_av1));
         let requirement = proto::MediaSectionsRequirement { num_audios, num_videos };
         self.tell(session, Down::MediaSectionsRequirement(requirement));
     }

@@ -1,0 +1,62 @@
+//! How often somebody may ask: token buckets by address and by identity.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Askers that are counted at a time.
+const ASKERS_MAX: usize = 65_536;
+
+/// A token bucket for each asker: so many requests a second, as many at once.
+pub struct Rate<Asker> {
+    rate: f64,
+    buckets: Mutex<HashMap<Asker, (f64, Instant)>>,
+}
+
+impl<Asker: Eq + Hash> Rate<Asker> {
+    pub fn new(per_second: u32) -> Self {
+        Self { rate: f64::from(per_second), buckets: Mutex::default() }
+    }
+
+    pub fn admits(&self, now: Instant, asker: Asker) -> bool {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        if buckets.len() >= ASKERS_MAX {
+            // Whoever has asked nothing for a second has a full bucket, and is as good as unknown.
+            buckets.retain(|_, (_, at)| now.duration_since(*at) < Duration::from_secs(1));
+            if buckets.len() >= ASKERS_MAX && !buckets.contains_key(&asker) {
+                return false;
+            }
+        }
+        let (tokens, at) = buckets.entry(asker).or_insert((self.rate, now));
+        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * self.rate).min(self.rate);
+        *at = now;
+        let admitted = *tokens >= 1.0;
+        if admitted {
+            *tokens -= 1.0;
+        }
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test of time")]
+    fn each_asker_has_a_bucket_of_its_own() {
+        let (rate, start) = (Rate::new(10), Instant::now());
+        assert_eq!((0..50).filter(|_| rate.admits(start, "a")).count(), 10);
+        assert!(rate.admits(start, "b"), "another one is not held up");
+        assert!(rate.admits(start + Duration::from_millis(110), "a"), "a tenth of a second gives one more");
+    }
+
+    #[test]
+    #[allow(clippy::disallowed_methods, reason = "a test of time")]
+    fn a_flood_of_askers_is_bounded() {
+        let (rate, start) = (Rate::new(10), Instant::now());
+        assert_eq!((0..ASKERS_MAX + 100).filter(|n| rate.admits(start, *n)).count(), ASKERS_MAX);
+        assert!(rate.admits(start + Duration::from_secs(2), ASKERS_MAX + 1), "and over soon");
+    }
+}

@@ -1,0 +1,290 @@
+//! Offers and answers: the client's, for what it publishes and, with a single peer connection, hears; and ours, for what
+//! clients with two peer connections hear.
+
+use super::{Dialogue, Down, Participant, Rooms, Transport};
+use crate::base::id::{SessionId, TrackId};
+use crate::control::tracks::{assign_subscriptions, bind_published, publish_all, subscribe, use_of, uses_of, want};
+use crate::session::negotiate::{self, Candidates, Local, Use};
+use crate::shard::mail::{Command, PathKind};
+use crate::wire::rtp::Codec;
+use crate::wire::sdp::{Description, Kind};
+use livekit_protocol as proto;
+use proto::leave_request::Action;
+use std::sync::Arc;
+
+/// The peer connection that a client with two hears over. We offer, it answers.
+pub(in crate::control) struct Subscriber {
+    pub(super) transport: Transport,
+    /// All sections ever offered, in order; the first carries the channels.
+    sections: Vec<Offered>,
+    /// The offer that is out.
+    awaits: Option<u32>,
+    offers: u32,
+    /// Something has changed since that offer.
+    is_stale: bool,
+}
+
+struct Offered {
+    mid: String,
+    kind: Kind,
+    codec: Option<Codec>,
+    track: Option<TrackId>,
+}
+
+impl Subscriber {
+    pub(super) fn new(transport: Transport) -> Self {
+        let channels = Offered { mid: "0".into(), kind: Kind::Application, codec: None, track: None };
+        Self { transport, sections: vec![channels], awaits: None, offers: 0, is_stale: false }
+    }
+}
+
+/// Our addresses, without those of ways that are left out.
+fn candidates_for(all: &Candidates, least: PathKind) -> Candidates {
+    let keeps_udp = least == PathKind::Udp;
+    Candidates { udp: if keeps_udp || all.tcp.is_empty() { all.udp.clone() } else { Vec::new() }, tcp: all.tcp.clone() }
+}
+
+/// A section for each subscription: a free one of its kind, else a new one. Whether that changed anything.
+fn assign_offered(p: &mut Participant) -> bool {
+    let Some(subscriber) = &mut p.subscriber else { return false };
+    let mut has_changed = false;
+    for section in &mut subscriber.sections {
+        let is_over = |track: TrackId| !p.subscriptions.iter().any(|s| s.track == track && s.is_allowed);
+        if section.track.is_some_and(is_over) {
+            section.track = None;
+            has_changed = true;
+        }
+    }
+    for waiting in p.subscriptions.iter_mut().filter(|s| s.waits_for_section()) {
+        let free = subscriber.sections.iter().position(|s| s.kind == waiting.kind && s.track.is_none());
+        let at = free.unwrap_or_else(|| {
+            let mid = subscriber.sections.len().to_string();
+            subscriber.sections.push(Offered { mid, kind: waiting.kind, codec: None, track: None });
+            subscriber.sections.len() - 1
+        });
+        let section = &mut subscriber.sections[at];
+        (section.track, section.codec) = (Some(waiting.track), waiting.codec);
+        waiting.mid = Some(section.mid.clone());
+        has_changed = true;
+    }
+    has_changed
+}
+
+/// What each section of our offer is for.
+fn offered_uses(p: &Participant, subscriber: &Subscriber) -> Vec<Use> {
+    let of = |section: &Offered| match section.kind {
+        Kind::Application => Use::Data,
+        Kind::Audio | Kind::Video => {
+            p.subscriptions.iter().find(|s| Some(s.track) == section.track && s.is_allowed).map_or(Use::Idle, use_of)
+        }
+    };
+    subscriber.sections.iter().map(of).collect()
+}
+
+impl Rooms {
+    /// Answers an offer: binds what is published, assigns what is subscribed, tells the data plane.
+    pub fn offer(&mut self, session: SessionId, description: &proto::SessionDescription) {
+        let offer = match Description::parse(&description.sdp) {
+            Ok(offer) => offer,
+            Err(error) => {
+                tracing::warn!(session = session.0, %error, "an offer cannot be answered");
+                return self.expel(session, proto::DisconnectReason::MediaFailure, Action::Disconnect);
+            }
+        };
+        let Some(answer) = self.answer(session, &offer) else { return };
+        let Some(p) = self.participant(session) else { return };
+        let has_sections = p.subscriber.is_none();
+        let own = p.subscriptions.iter().filter(|_| has_sections);
+        let mid_to_track_id = own.filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect();
+        let answer = proto::SessionDescription { r#type: "answer".into(), sdp: answer.sdp, id: description.id, mid_to_track_id };
+        // Its tracks are known to the others before this answer lets the media flow, to itself with it.
+        self.tell(session, Down::Answer(answer));
+        self.publications_changed(session);
+        self.negotiate_hearing(session);
+    }
+
+    /// Takes an offer up and tells the data plane; our answer, and which tracks came and went with it.
+    pub(super) fn answer(&mut self, session: SessionId, offer: &Description) -> Option<Answer> {
+        let least = self.least_way(session);
+        let name = self.places.get(&session)?.clone();
+        let room_id = self.rooms.get(&name)?.id;
+        let workers = self.workers_of(&name);
+        let worker = self.participant(session)?.worker;
+        let fresh = self.credentials(worker);
+        let random: Vec<String> = offer.sections.iter().map(|_| self.secrets.id_chars(12)).collect();
+        let ids: Vec<TrackId> = offer.sections.iter().map(|_| TrackId(self.next_id())).collect();
+        let tracks_max = self.around.tracks_per_participant;
+        let p = self.participant(session)?;
+        if !p.first.remote_ufrag.is_empty() && p.first.remote_ufrag != offer.ufrag {
+            p.first.credentials = fresh;
+        }
+        p.first.remote_ufrag.clone_from(&offer.ufrag);
+        p.first.descriptions += 1;
+        p.sections.has_offered = true;
+        p.sections.asked = (0, 0);
+        if p.dialogue == Dialogue::OneShot {
+            publish_all(p, offer, ids.into_iter().zip(random), tracks_max);
+        }
+        let (published, unpublished) = bind_published(p, offer);
+        if p.subscriber.is_none() {
+            assign_subscriptions(p, offer);
+        }
+        let uses = uses_of(p, offer);
+        let (credentials, version, key) = (p.first.credentials.clone(), p.first.descriptions, p.session);
+        let local = Local {
+            credentials: &credentials,
+            fingerprint: &self.around.fingerprint,
+            candidates: &candidates_for(&self.around.candidates, least),
+            session_id: key.0,
+            version,
+        };
+        let (sdp, plan) = negotiate::answer(offer, &local, &uses);
+        for (track, worker) in unpublished.iter().flat_map(|t| workers.iter().map(move |w| (t, w))) {
+            self.mail(*worker, Command::Unpublish { room: room_id, track: *track });
+        }
+        self.mail(worker, Command::Apply { session: key, plan: Box::new(plan) });
+        for (track, is_video) in &published {
+            self.mail(worker, Command::Publish { room: room_id, session: key, track: *track, is_video: *is_video });
+        }
+        self.route_assigned(key);
+        self.unpublished(key, &unpublished);
+        Some(Answer { sdp, credentials })
+    }
+
+    /// Has the data plane send what has a section now.
+    pub(super) fn route_assigned(&mut self, session: SessionId) {
+        let mail = Arc::clone(&self.around.mail);
+        let Some(room) = self.room_of(session) else { return };
+        let room_id = room.id;
+        let Some(p) = room.participants.iter_mut().find(|p| p.sessions().any(|s| s == session)) else { return };
+        let (worker, ear) = (p.worker, p.ear());
+        let mut routed = Vec::new();
+        for s in p.subscriptions.iter_mut().filter(|s| s.mid.is_some() && s.is_allowed && !s.is_routed) {
+            s.is_routed = true;
+            mail(worker, subscribe(room_id, ear, s));
+            mail(worker, want(room_id, ear, s));
+            routed.push((s.publisher, s.sid.clone()));
+        }
+        for (publisher, sid) in routed {
+            self.heard(publisher, sid);
+        }
+    }
+
+    /// Sees to it that what a participant subscribes to gets its sections.
+    pub(super) fn negotiate_hearing(&mut self, session: SessionId) {
+        let Some(p) = self.participant(session) else { return };
+        match (&p.subscriber, p.dialogue) {
+            (Some(_), _) => self.offer_tracks(session),
+            (None, Dialogue::Signal) => self.ask_for_sections(session),
+            (None, Dialogue::OneShot) => self.fill_slots(session),
+        }
+    }
+
+    // ---- the second peer connection -------------------------------------------------------------------------------
+
+    /// Offers a client what it subscribes to, unless nothing has changed or an offer is still out.
+    pub(super) fn offer_tracks(&mut self, session: SessionId) {
+        let Some(p) = self.participant(session) else { return };
+        let Some(subscriber) = &mut p.subscriber else { return };
+        if subscriber.awaits.is_some() {
+            subscriber.is_stale = true;
+            return;
+        }
+        let is_first = subscriber.offers == 0;
+        if assign_offered(p) || is_first {
+            self.send_offer(session);
+        }
+    }
+
+    /// A client is back: its second peer connection looks for a way anew (RFC 8445 §9).
+    pub(super) fn restart_subscriber(&mut self, session: SessionId) {
+        let Some(worker) = self.participant(session).map(|p| p.worker) else { return };
+        let fresh = self.credentials(worker);
+        let Some(p) = self.participant(session) else { return };
+        let Some(subscriber) = &mut p.subscriber else { return };
+        if !subscriber.transport.remote_ufrag.is_empty() {
+            subscriber.transport.credentials = fresh;
+        }
+        assign_offered(p);
+        self.send_offer(session);
+    }
+
+    fn send_offer(&mut self, session: SessionId) {
+        let least = self.least_way(session);
+        let candidates = candidates_for(&self.around.candidates, least);
+        let fingerprint = self.around.fingerprint.clone();
+        let Some(p) = self.participant(session) else { return };
+        let Some(mut subscriber) = p.subscriber.take() else { return };
+        subscriber.offers += 1;
+        subscriber.awaits = Some(subscriber.offers);
+        subscriber.is_stale = false;
+        subscriber.transport.descriptions += 1;
+        let (credentials, id) = (subscriber.transport.credentials.clone(), subscriber.offers);
+        let sections: Vec<_> = subscriber.sections.iter().map(|s| negotiate::section(&s.mid, s.kind, s.codec)).collect();
+        let uses = offered_uses(p, &subscriber);
+        let local = Local {
+            credentials: &credentials,
+            fingerprint: &fingerprint,
+            candidates: &candidates,
+            session_id: subscriber.transport.session.0,
+            version: subscriber.transport.descriptions,
+        };
+        let sdp = negotiate::offer(&sections, &local, &uses);
+        let mid_to_track_id = p.subscriptions.iter().filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect();
+        let key = p.session;
+        p.subscriber = Some(subscriber);
+        // The new credentials must be known before the client's first check.
+        self.tell(key, Down::Offer(proto::SessionDescription { r#type: "offer".into(), sdp, id, mid_to_track_id }));
+    }
+
+    /// A client's answer to our offer.
+    pub fn answered(&mut self, session: SessionId, description: &proto::SessionDescription) {
+        let Some(p) = self.participant(session) else { return };
+        let (key, worker) = (p.session, p.worker);
+        let Some(subscriber) = &mut p.subscriber else { return };
+        // Clients of some age do not say which offer they answer.
+        if subscriber.awaits.is_none() || (description.id != 0 && subscriber.awaits != Some(description.id)) {
+            return tracing::debug!(session = session.0, id = description.id, "an answer to no offer");
+        }
+        let answer = match Description::parse(&description.sdp) {
+            Ok(answer) => answer,
+            Err(error) => {
+                tracing::warn!(session = session.0, %error, "an answer is not understood");
+                return self.expel(key, proto::DisconnectReason::MediaFailure, Action::Disconnect);
+            }
+        };
+        subscriber.awaits = None;
+        subscriber.transport.remote_ufrag.clone_from(&answer.ufrag);
+        let (credentials, ear, is_stale) = (subscriber.transport.credentials.clone(), subscriber.transport.session, subscriber.is_stale);
+        let Some(subscriber) = p.subscriber.as_ref() else { return };
+        let uses = offered_uses(p, subscriber);
+        let local = Local { credentials: &credentials, fingerprint: "", candidates: &Candidates::default(), session_id: 0, version: 0 };
+        let plan = negotiate::accept(&answer, &local, &uses);
+        let taken: Vec<TrackId> = plan.send.iter().map(|s| s.track).collect();
+        let offered = |track: TrackId| uses.iter().any(|u| matches!(u, Use::Send { track: t, .. } if *t == track));
+        // What it was offered and did not take it cannot decode.
+        let mut refused = Vec::new();
+        p.subscriptions.retain(|s| {
+            let stays = s.mid.is_none() || taken.contains(&s.track) || !offered(s.track);
+            if !stays {
+                refused.push(s.sid.clone());
+            }
+            stays
+        });
+        self.mail(worker, Command::Apply { session: ear, plan: Box::new(plan) });
+        self.route_assigned(key);
+        for track_sid in refused {
+            let err = proto::SubscriptionError::SeCodecUnsupported as i32;
+            self.tell(key, Down::SubscriptionResponse(proto::SubscriptionResponse { track_sid, err }));
+        }
+        if is_stale {
+            self.offer_tracks(key);
+        }
+    }
+}
+
+/// What an offer became.
+pub(super) struct Answer {
+    pub(super) sdp: String,
+    pub(super) credentials: crate::engine::ice::Credentials,
+}

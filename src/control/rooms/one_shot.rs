@@ -1,0 +1,152 @@
+//! Participants that come with one offer and get one answer: WHIP publishers (RFC 9725) and WHEP players. They stand in a
+//! room like any other; what a player hears is filled into the sections that it came with, as it is published.
+
+use super::{Arrival, Dialogue, JoinError, Participant, Rooms};
+use crate::base::id::{SessionId, Ssrc};
+use crate::control::auth::Claims;
+use crate::control::tracks::{assign_subscriptions, uses_of};
+use crate::engine::ice::Credentials;
+use crate::session::negotiate::{self, Local};
+use crate::shard::mail::Command;
+use crate::wire::sdp::{Description, Kind, SdpError};
+use livekit_protocol as proto;
+
+/// Which way the media goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Publish,
+    /// Everybody's tracks, or those of one participant.
+    Play {
+        of: Option<String>,
+    },
+}
+
+/// What a participant of one offer keeps.
+pub(in crate::control) struct OneShot {
+    /// Name of its session URL, not to be guessed.
+    resource: String,
+    purpose: Purpose,
+    offer: Description,
+    /// Sections that a player receives in: their sources stay the same whoever is heard in them.
+    pub(super) slots: Vec<Slot>,
+}
+
+pub(in crate::control) struct Slot {
+    pub(in crate::control) mid: String,
+    pub(in crate::control) ssrc: Ssrc,
+    pub(in crate::control) rtx: Ssrc,
+}
+
+/// What answers an offer over HTTP.
+pub struct Whole {
+    pub session: SessionId,
+    pub resource: String,
+    pub sdp: String,
+    /// Names the ICE generation.
+    pub ufrag: String,
+    pub ice_servers: Vec<proto::IceServer>,
+}
+
+/// A new ICE generation, as an SDP fragment says it.
+pub struct Restarted {
+    pub credentials: Credentials,
+    pub candidates: Vec<String>,
+}
+
+impl Rooms {
+    /// A publisher or player comes with its offer.
+    pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Whole, JoinError> {
+        let offer = Description::parse(offer)?;
+        let media = || offer.sections.iter().filter(|s| s.kind != Kind::Application && !s.is_rejected && !s.formats.is_empty());
+        let is_fit = match purpose {
+            Purpose::Publish => media().any(|s| s.direction.sends()),
+            Purpose::Play { .. } => media().any(|s| s.direction.receives() && !s.direction.sends()),
+        };
+        if !is_fit {
+            let way = if purpose == Purpose::Publish { "that is sent" } else { "that only receives" };
+            return Err(SdpError::NoUsable(way).into());
+        }
+        let settings = proto::ConnectionSettings { auto_subscribe: purpose != Purpose::Publish, ..Default::default() };
+        let request = proto::JoinRequest { connection_settings: Some(settings), ..Default::default() };
+        let arrival = Arrival { claims, request, host: host.to_owned(), is_dual: false };
+        let session = self.seat(arrival, Dialogue::OneShot, None)?;
+        let resource = self.secrets.id_chars(22);
+        let hears = purpose != Purpose::Publish;
+        let receiving = offer.sections.iter().filter(|s| hears && s.kind != Kind::Application && s.direction.receives());
+        let mids: Vec<String> = receiving.map(|s| s.mid.clone()).collect();
+        let slots = mids.into_iter().map(|mid| self.slot(mid)).collect();
+        if let Some(p) = self.participant(session) {
+            p.one_shot = Some(OneShot { resource: resource.clone(), purpose, offer: offer.clone(), slots });
+        }
+        self.announce(session, false);
+        self.subscribe_to_all(session);
+        let answer = self.answer(session, &offer);
+        self.publications_changed(session);
+        let ice_servers = self.ice_servers(host, session);
+        let Some(answer) = answer else { return Err(JoinError::RoomMissing) };
+        Ok(Whole { session, resource, sdp: answer.sdp, ufrag: answer.credentials.ufrag, ice_servers })
+    }
+
+    fn slot(&mut self, mid: String) -> Slot {
+        let two = self.secrets.u64();
+        Slot { mid, ssrc: Ssrc(two as u32 | 1), rtx: Ssrc((two >> 32) as u32 & !1) }
+    }
+
+    /// The session behind a URL, for the one whose token it is.
+    pub fn one_shot(&mut self, claims: &Claims, resource: &str) -> Option<SessionId> {
+        let room = self.rooms.get(&claims.video.room)?;
+        let is_it = |p: &&Participant| p.one_shot.as_ref().is_some_and(|o| o.resource == resource);
+        room.participants.iter().filter(|p| p.info.identity == claims.identity()).find(is_it).map(|p| p.session)
+    }
+
+    /// The ICE generation that a session is in: ours, and the client's.
+    pub fn generation(&mut self, session: SessionId) -> Option<(String, String)> {
+        let p = self.participant(session)?;
+        Some((p.first.credentials.ufrag.clone(), p.first.remote_ufrag.clone()))
+    }
+
+    /// A client starts ICE anew (RFC 9725 §4.3.2).
+    pub fn restart_ice(&mut self, session: SessionId, ufrag: &str, pwd: &str) -> Option<Restarted> {
+        let p = self.participant(session)?;
+        let one_shot = p.one_shot.as_mut()?;
+        (one_shot.offer.ufrag, one_shot.offer.pwd) = (ufrag.to_owned(), pwd.to_owned());
+        let offer = one_shot.offer.clone();
+        let credentials = self.answer(session, &offer)?.credentials;
+        Some(Restarted { credentials, candidates: self.around.candidates.lines() })
+    }
+
+    /// Gives a player what is published by now, in the sections that are free.
+    pub(super) fn fill_slots(&mut self, session: SessionId) {
+        let fingerprint = self.around.fingerprint.clone();
+        let candidates = self.around.candidates.clone();
+        let Some(p) = self.participant(session) else { return };
+        let Some(offer) = p.one_shot.as_ref().map(|o| o.offer.clone()) else { return };
+        assign_subscriptions(p, &offer);
+        let (worker, key) = (p.worker, p.session);
+        let local = Local {
+            credentials: &p.first.credentials,
+            fingerprint: &fingerprint,
+            candidates: &candidates,
+            session_id: key.0,
+            version: p.first.descriptions,
+        };
+        let plan = negotiate::answer(&offer, &local, &uses_of(p, &offer)).1;
+        self.mail(worker, Command::Apply { session: key, plan: Box::new(plan) });
+        self.route_assigned(key);
+    }
+}
+
+impl Participant {
+    /// A player may have asked for one participant alone.
+    pub(super) fn wants_to_hear(&self, identity: &str) -> bool {
+        match self.one_shot.as_ref().map(|o| &o.purpose) {
+            Some(Purpose::Play { of: Some(of) }) => of == identity,
+            Some(Purpose::Publish) => false,
+            Some(Purpose::Play { of: None }) | None => true,
+        }
+    }
+
+    pub(in crate::control) fn slots(&self) -> &[Slot] {
+        self.one_shot.as_ref().map_or(&[], |o| &o.slots)
+    }
+}

@@ -1,0 +1,206 @@
+//! What participants publish, and what they say of themselves.
+
+use super::{Down, Participant, Rooms, Track};
+use crate::base::id::{SessionId, TrackId};
+use crate::control::tracks::{is_reserved, is_too_long, track_info};
+use crate::shard::mail::Command;
+use livekit_protocol as proto;
+use proto::request_response::{Reason, Request};
+
+/// Longest name of a track, bytes.
+const TRACK_NAME_MAX: usize = 256;
+/// Longest client id of a track, bytes: a browser's is a UUID.
+const CID_MAX: usize = 256;
+
+/// Whether a participant may publish from this source.
+pub(super) fn may_publish(p: &Participant, source: i32) -> bool {
+    let permission = p.info.permission.clone().unwrap_or_default();
+    // Nobody could show what comes from somebody that is not there.
+    if permission.hidden {
+        false
+    } else if permission.can_publish_sources.is_empty() {
+        permission.can_publish
+    } else {
+        permission.can_publish_sources.contains(&source)
+    }
+}
+
+impl Rooms {
+    /// `AddTrackRequest`: the track gets its sid; it is published once an offer carries it.
+    pub fn add_track(&mut self, session: SessionId, request: proto::AddTrackRequest) {
+        let tracks_max = self.around.tracks_per_participant;
+        let (id, random) = (TrackId(self.next_id()), self.secrets.id_chars(12));
+        let Some(p) = self.participant(session) else { return };
+        let refusal = if !may_publish(p, request.source) {
+            Some((Reason::NotAllowed, "the token does not allow publishing this source"))
+        } else if !matches!(proto::TrackType::try_from(request.r#type), Ok(proto::TrackType::Audio | proto::TrackType::Video)) {
+            Some((Reason::UnsupportedType, "a track is audio or video"))
+        } else if request.name.len() > TRACK_NAME_MAX || request.cid.len() > CID_MAX {
+            Some((Reason::LimitExceeded, "a track's name and cid have at most 256 bytes"))
+        } else if p.tracks.iter().any(|t| t.mid.is_none() && t.cid == request.cid) {
+            Some((Reason::Queued, "this cid is being published already"))
+        } else if p.tracks.len() >= tracks_max {
+            Some((Reason::LimitExceeded, "limits.tracks_per_participant is reached"))
+        } else {
+            None
+        };
+        if let Some((reason, message)) = refusal {
+            return self.respond(session, 0, reason, message, Request::AddTrack(request));
+        }
+        let info = track_info(&request, random);
+        p.tracks.push(Track { id, cid: request.cid.clone(), info: info.clone(), mid: None, is_heard: false });
+        self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: Some(info) }));
+    }
+
+    pub fn mute(&mut self, session: SessionId, request: proto::MuteTrackRequest) {
+        if !self.set_muted(session, &request.sid, request.muted, false) {
+            self.respond(session, 0, Reason::NotFound, "no such track", Request::Mute(request));
+        }
+    }
+
+    /// Mutes or unmutes a track. What still comes of one that was muted against its publisher's will is dropped: the client
+    /// need not obey. `false` when there is no such track.
+    pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool, by_force: bool) -> bool {
+        let Some(room) = self.room_of(session) else { return false };
+        let room_id = room.id;
+        let Some(p) = self.participant(session) else { return false };
+        let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid) else { return false };
+        track.info.muted = is_muted;
+        let (id, worker) = (track.id, p.worker);
+        let published = p.info.tracks.iter_mut().find(|t| t.sid == sid);
+        let was_published = published.is_some();
+        published.into_iter().for_each(|t| t.muted = is_muted);
+        if by_force || !is_muted {
+            self.mail(worker, Command::Silence { room: room_id, track: id, is_silenced: is_muted });
+        }
+        if was_published {
+            self.announce(session, true);
+        }
+        true
+    }
+
+    /// An audio or video track says more of itself (`UpdateLocalAudioTrack`, `UpdateLocalVideoTrack`).
+    pub fn update_track(&mut self, session: SessionId, sid: &str, change: impl Fn(&mut proto::TrackInfo)) {
+        let Some(p) = self.participant(session) else { return };
+        let own = p.tracks.iter_mut().filter(|t| t.info.sid == sid).map(|t| &mut t.info);
+        let told = p.info.tracks.iter_mut().filter(|t| t.sid == sid);
+        let mut found = false;
+        own.chain(told).for_each(|info| {
+            change(info);
+            found = true;
+        });
+        if found {
+            self.announce(session, true);
+        }
+    }
+
+    pub fn update_metadata(&mut self, session: SessionId, request: proto::UpdateParticipantMetadata) {
+        let Some(p) = self.participant(session) else { return };
+        let may = p.info.permission.as_ref().is_some_and(|p| p.can_update_metadata);
+        let (reason, message) = if !may {
+            (Reason::NotAllowed, "the token does not allow changing one's own metadata")
+        } else if self.describe(session, &request.name, &request.metadata, &request.attributes) {
+            (Reason::Ok, "")
+        } else {
+            (Reason::LimitExceeded, "name, metadata or attributes are too long")
+        };
+        self.respond(session, request.request_id, reason, message, Request::UpdateMetadata(request));
+    }
+
+    /// Changes what a participant is called and says of itself; empty texts change nothing, an empty attribute goes. `false`
+    /// when it would be too long.
+    pub(super) fn describe(
+        &mut self,
+        session: SessionId,
+        name: &str,
+        metadata: &str,
+        attributes: &std::collections::HashMap<String, String>,
+    ) -> bool {
+        let Some(p) = self.participant(session) else { return true };
+        let mut after = p.info.clone();
+        if !metadata.is_empty() {
+            after.metadata = metadata.to_owned();
+        }
+        if !name.is_empty() {
+            after.name = name.to_owned();
+        }
+        for (key, value) in attributes.iter().filter(|(key, _)| !is_reserved(key)) {
+            if value.is_empty() {
+                after.attributes.remove(key);
+            } else {
+                after.attributes.insert(key.clone(), value.clone());
+            }
+        }
+        if is_too_long(&after.name, &after.metadata, &after.attributes) {
+            return false;
+        }
+        if p.info != after {
+            p.claims.name.clone_from(&after.name);
+            p.claims.metadata.clone_from(&after.metadata);
+            p.info = after;
+            self.announce(session, true);
+        }
+        true
+    }
+
+    // ---- what an offer changed ------------------------------------------------------------------------------------
+
+    /// Tells everybody what a participant publishes now, and has the others subscribe.
+    pub(super) fn publications_changed(&mut self, session: SessionId) {
+        let Some(name) = self.places.get(&session).cloned() else { return };
+        let Some(p) = self.participant(session) else { return };
+        let key = p.session;
+        let bound: Vec<proto::TrackInfo> = p.tracks.iter().filter(|t| t.mid.is_some()).map(|t| t.info.clone()).collect();
+        if bound == p.info.tracks {
+            return;
+        }
+        let fresh: Vec<proto::TrackInfo> = bound.iter().filter(|t| !p.info.tracks.iter().any(|o| o.sid == t.sid)).cloned().collect();
+        p.info.is_publisher = !bound.is_empty();
+        p.info.tracks = bound;
+        let info = p.info.clone();
+        self.count();
+        self.announce(key, true);
+        for track in &fresh {
+            self.event("track_published", &name, Some(&info), Some(track));
+        }
+        if let Some(room) = self.rooms.get_mut(&name) {
+            room.has_changed = true;
+            let hears = |p: &&Participant| p.session != key && p.auto_subscribe && p.wants_to_hear(&info.identity);
+            let others: Vec<SessionId> = room.participants.iter().filter(hears).map(|p| p.session).collect();
+            for other in others {
+                for track in &fresh {
+                    self.subscribe(other, &track.sid);
+                }
+                self.negotiate_hearing(other);
+            }
+        }
+    }
+
+    /// Tracks that an offer no longer carries.
+    pub(super) fn unpublished(&mut self, session: SessionId, tracks: &[TrackId]) {
+        let Some(name) = self.places.get(&session).cloned().filter(|_| !tracks.is_empty()) else { return };
+        let Some(p) = self.participant(session) else { return };
+        let info = p.info.clone();
+        let gone = info.tracks.iter().filter(|t| !p.tracks.iter().any(|o| o.info.sid == t.sid));
+        let gone: Vec<proto::TrackInfo> = gone.cloned().collect();
+        for track in &gone {
+            self.event("track_unpublished", &name, Some(&info), Some(track));
+        }
+        self.forget_tracks(&name, tracks);
+    }
+
+    /// Takes a track from its publisher, who is told.
+    pub(super) fn take_track(&mut self, session: SessionId, sid: &str) {
+        let Some(name) = self.places.get(&session).cloned() else { return };
+        let Some(room) = self.rooms.get(&name).map(|r| r.id) else { return };
+        let Some(p) = self.participant(session) else { return };
+        let Some(at) = p.tracks.iter().position(|t| t.info.sid == sid) else { return };
+        let id = p.tracks.remove(at).id;
+        for worker in self.workers_of(&name) {
+            self.mail(worker, Command::Unpublish { room, track: id });
+        }
+        self.tell(session, Down::TrackUnpublished(proto::TrackUnpublishedResponse { track_sid: sid.to_owned() }));
+        self.unpublished(session, &[id]);
+        self.publications_changed(session);
+    }
+}

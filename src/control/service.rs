@@ -1,0 +1,317 @@
+//! The room service: `livekit.RoomService` over Twirp, one POST a method, protobuf or JSON.
+//!
+//! ```text
+//! POST /twirp/livekit.RoomService/CreateRoom    Authorization: Bearer <JWT with the grant that the method needs>
+//!      application/protobuf | application/json  -> the response, or {"code","msg"} with the status of the code
+//! ```
+//! JSON is a coat at the door: it is turned into protobuf and back by the service's own description, with the field names
+//! and the defaults that the Go server writes, and read in snake and in camel case.
+
+use super::auth::{Claims, Denied};
+use super::rooms::{Admin, Failure, Later};
+use super::signal::Front;
+use axum::body::Bytes;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use livekit_protocol as proto;
+use prost::Message;
+use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDescriptor, SerializeOptions};
+use std::sync::{Arc, LazyLock};
+
+/// Longest request, bytes.
+pub const REQUEST_MAX: usize = 10 * 1024 * 1024;
+const ROOM_SERVICE: &str = "livekit.RoomService";
+
+/// `livekit_room.proto` and what it imports, as `protoc --include_imports --descriptor_set_out` writes it; the files come
+/// with the crate `livekit-protocol`.
+static POOL: LazyLock<DescriptorPool> =
+    LazyLock::new(|| DescriptorPool::decode(include_bytes!("service/livekit.binpb").as_ref()).unwrap_or_default());
+
+/// Why a request failed, with its Twirp code.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error("{0}")]
+    Denied(#[from] Denied),
+    #[error("the token lacks the grant {0}")]
+    NoGrant(&'static str),
+    #[error("the token is for another room")]
+    OtherRoom,
+    #[error("no such method: {0}")]
+    BadRoute(String),
+    #[error("the request does not decode: {0}")]
+    Malformed(String),
+    #[error("{0}")]
+    Failure(#[from] Failure),
+    #[error("the response does not encode")]
+    Internal,
+}
+
+impl Refused {
+    /// Twirp's name and HTTP status of the error (twitchtv/twirp specification, version 7).
+    fn code(&self) -> (&'static str, StatusCode) {
+        match self {
+            Self::Denied(_) => ("unauthenticated", StatusCode::UNAUTHORIZED),
+            Self::NoGrant(_) | Self::OtherRoom => ("permission_denied", StatusCode::FORBIDDEN),
+            Self::BadRoute(_) => ("bad_route", StatusCode::NOT_FOUND),
+            Self::Malformed(_) => ("malformed", StatusCode::BAD_REQUEST),
+            Self::Internal => ("internal", StatusCode::INTERNAL_SERVER_ERROR),
+            Self::Failure(failure) => match failure {
+                Failure::InvalidArgument(_) => ("invalid_argument", StatusCode::BAD_REQUEST),
+                Failure::NotFound(_) => ("not_found", StatusCode::NOT_FOUND),
+                Failure::FailedPrecondition(_) => ("failed_precondition", StatusCode::PRECONDITION_FAILED),
+                Failure::ResourceExhausted(_) => ("resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
+                Failure::Unimplemented(_) => ("unimplemented", StatusCode::NOT_IMPLEMENTED),
+                Failure::DeadlineExceeded(_) => ("deadline_exceeded", StatusCode::REQUEST_TIMEOUT),
+                Failure::Rpc(_) => ("unknown", StatusCode::INTERNAL_SERVER_ERROR),
+            },
+        }
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let (code, status) = self.code();
+        let mut body = serde_json::json!({ "code": code, "msg": self.to_string() });
+        if let Self::Failure(Failure::Rpc(error)) = &self {
+            body["meta"] = serde_json::json!({ "rpc_code": error.code.to_string(), "rpc_message": error.message });
+        }
+        (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response()
+    }
+}
+
+/// How a request is written; the response is written likewise.
+#[derive(Clone, Copy)]
+enum Coat {
+    Protobuf,
+    Json,
+}
+
+impl Coat {
+    fn of(headers: &HeaderMap) -> Result<Self, Refused> {
+        let kind = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();
+        match kind.split(';').next().unwrap_or_default().trim() {
+            "application/protobuf" => Ok(Self::Protobuf),
+            "application/json" => Ok(Self::Json),
+            other => Err(Refused::BadRoute(format!("Content-Type {other:?}; use application/protobuf or application/json"))),
+        }
+    }
+
+    fn take_off(self, method: &MethodDescriptor, body: &Bytes) -> Result<Vec<u8>, Refused> {
+        match self {
+            Self::Protobuf => Ok(body.to_vec()),
+            Self::Json => {
+                let mut json = serde_json::Deserializer::from_slice(body);
+                let options = DeserializeOptions::new().deny_unknown_fields(false);
+                let message = DynamicMessage::deserialize_with_options(method.input(), &mut json, &options);
+                let message = message.and_then(|m| json.end().map(|()| m)).map_err(|e| Refused::Malformed(e.to_string()))?;
+                Ok(message.encode_to_vec())
+            }
+        }
+    }
+
+    fn put_on(self, method: &MethodDescriptor, response: Vec<u8>) -> Result<Response, Refused> {
+        let (kind, body) = match self {
+            Self::Protobuf => ("application/protobuf", response),
+            Self::Json => {
+                let message = DynamicMessage::decode(method.output(), &*response).map_err(|_| Refused::Internal)?;
+                let options = SerializeOptions::new().use_proto_field_name(true).skip_default_fields(false);
+                let mut json = Vec::new();
+                message.serialize_with_options(&mut serde_json::Serializer::new(&mut json), &options).map_err(|_| Refused::Internal)?;
+                ("application/json", json)
+            }
+        };
+        Ok(([(header::CONTENT_TYPE, kind)], body).into_response())
+    }
+}
+
+/// `POST /twirp/{service}/{method}`.
+pub async fn call(
+    State(front): State<Arc<Front>>,
+    Path((service, method)): Path<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    match answer(&front, &service, &method, &headers, &body).await {
+        Ok(response) => response,
+        Err(refused) => {
+            tracing::info!(service, method, reason = %refused, "a request of the room service was refused");
+            refused.into_response()
+        }
+    }
+}
+
+async fn answer(front: &Front, service: &str, method: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response, Refused> {
+    // Nothing is read of a request before its token was verified.
+    let claims = front.keys.verify(bearer(headers)?)?;
+    if service != ROOM_SERVICE {
+        return Err(match service {
+            "livekit.Egress" | "livekit.Ingress" | "livekit.SIP" | "livekit.AgentDispatchService" => {
+                Failure::Unimplemented("this server records nothing, takes no streams in but WHIP, and runs no agents").into()
+            }
+            _ => Refused::BadRoute(service.into()),
+        });
+    }
+    let found = POOL.get_service_by_name(ROOM_SERVICE).and_then(|s| s.methods().find(|m| m.name() == method));
+    let Some(described) = found else { return Err(Refused::BadRoute(method.into())) };
+    let coat = Coat::of(headers)?;
+    let request = coat.take_off(&described, body)?;
+    let response = match dispatch(front, &claims, method, &request)? {
+        Outcome::Done(response) => response,
+        Outcome::Asked(later) => asked(later).await?,
+    };
+    coat.put_on(&described, response)
+}
+
+/// The token of a request: `Authorization: Bearer …`.
+pub fn bearer(headers: &HeaderMap) -> Result<&str, Denied> {
+    let value = headers.get(header::AUTHORIZATION).ok_or(Denied::Missing)?;
+    value.to_str().ok().and_then(|v| v.strip_prefix("Bearer ")).ok_or(Denied::Malformed)
+}
+
+fn decode<M: Message + Default>(request: &[u8]) -> Result<M, Refused> {
+    M::decode(request).map_err(|e| Refused::Malformed(e.to_string()))
+}
+
+fn administers(claims: &Claims, room: &str) -> Result<(), Refused> {
+    if !claims.video.room_admin {
+        return Err(Refused::NoGrant("roomAdmin"));
+    }
+    if claims.video.room != room {
+        return Err(Refused::OtherRoom);
+    }
+    Ok(())
+}
+
+/// What a method came to.
+enum Outcome {
+    Done(Vec<u8>),
+    /// A participant was asked.
+    Asked(Later),
+}
+
+fn dispatch(front: &Front, claims: &Claims, method: &str, request: &[u8]) -> Result<Outcome, Refused> {
+    let needs = |has: bool, grant| if has { Ok(()) } else { Err(Refused::NoGrant(grant)) };
+    let video = &claims.video;
+    let mut rooms = front.rooms();
+    let mut admin = Admin(&mut rooms);
+    let response = match method {
+        "CreateRoom" => {
+            needs(video.room_create, "roomCreate")?;
+            admin.create_room(decode(request)?)?.encode_to_vec()
+        }
+        "ListRooms" => {
+            needs(video.room_list, "roomList")?;
+            admin.list_rooms(&decode(request)?).encode_to_vec()
+        }
+        "DeleteRoom" => {
+            needs(video.room_create, "roomCreate")?;
+            admin.delete_room(&decode::<proto::DeleteRoomRequest>(request)?.room)?;
+            proto::DeleteRoomResponse {}.encode_to_vec()
+        }
+        "ListParticipants" => {
+            let request: proto::ListParticipantsRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.list_participants(&request.room)?.encode_to_vec()
+        }
+        "GetParticipant" => {
+            let request: proto::RoomParticipantIdentity = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.participant(&request.room, &request.identity)?.encode_to_vec()
+        }
+        "RemoveParticipant" => {
+            let request: proto::RoomParticipantIdentity = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.remove_participant(&request)?;
+            proto::RemoveParticipantResponse {}.encode_to_vec()
+        }
+        "MutePublishedTrack" => {
+            let request: proto::MuteRoomTrackRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            proto::MuteRoomTrackResponse { track: Some(admin.mute_track(&request)?) }.encode_to_vec()
+        }
+        "UpdateParticipant" => {
+            let request: proto::UpdateParticipantRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.update_participant(&request)?.encode_to_vec()
+        }
+        "UpdateSubscriptions" => {
+            let request: proto::UpdateSubscriptionsRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.update_subscriptions(request)?;
+            proto::UpdateSubscriptionsResponse {}.encode_to_vec()
+        }
+        "SendData" => {
+            let request: proto::SendDataRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.send_data(request)?;
+            proto::SendDataResponse {}.encode_to_vec()
+        }
+        "UpdateRoomMetadata" => {
+            let request: proto::UpdateRoomMetadataRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            admin.update_room_metadata(&request)?.encode_to_vec()
+        }
+        "ForwardParticipant" | "MoveParticipant" => {
+            return Err(Failure::Unimplemented("participants stay in the room that they joined").into());
+        }
+        "PerformRpc" => {
+            let request: proto::PerformRpcRequest = decode(request)?;
+            administers(claims, &request.room)?;
+            return admin.perform_rpc(&request).map(Outcome::Asked).map_err(Refused::from);
+        }
+        other => return Err(Refused::BadRoute(other.into())),
+    };
+    Ok(Outcome::Done(response))
+}
+
+/// Waits for what a participant answers, without holding up anybody else.
+async fn asked(later: Later) -> Result<Vec<u8>, Refused> {
+    match later.await {
+        Ok(Ok(payload)) => Ok(proto::PerformRpcResponse { payload }.encode_to_vec()),
+        Ok(Err(error)) => Err(Failure::Rpc(error).into()),
+        Err(_) => Err(Failure::DeadlineExceeded("the participant did not answer in time").into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn method(name: &str) -> MethodDescriptor {
+        let service = POOL.get_service_by_name(ROOM_SERVICE).expect("in the description");
+        service.methods().find(|m| m.name() == name).expect("a method")
+    }
+
+    #[test]
+    fn json_is_read_in_both_cases_and_written_as_the_go_server_does() {
+        for json in [r#"{"name":"a","emptyTimeout":7,"someday":1}"#, r#"{"name":"a","empty_timeout":7}"#] {
+            let bytes = Coat::Json.take_off(&method("CreateRoom"), &Bytes::from_static(json.as_bytes())).expect(json);
+            let request: proto::CreateRoomRequest = decode(&bytes).expect("protobuf");
+            assert_eq!((request.name.as_str(), request.empty_timeout), ("a", 7));
+        }
+        for json in ["", "[]", "{\"name\":7}", "{\"name\":\"a\"}{", "nonsense"] {
+            assert!(Coat::Json.take_off(&method("CreateRoom"), &Bytes::from_static(json.as_bytes())).is_err(), "{json}");
+        }
+    }
+
+    #[tokio::test]
+    async fn responses_have_their_defaults() {
+        let room = proto::Room { name: "a".into(), creation_time: 7, ..Default::default() };
+        let response = proto::ListRoomsResponse { rooms: vec![room] }.encode_to_vec();
+        let response = Coat::Json.put_on(&method("ListRooms"), response).expect("encodes");
+        let body = axum::body::to_bytes(response.into_body(), 10_000).await.expect("a body");
+        let json: serde_json::Value = serde_json::from_slice(&body).expect("JSON");
+        let room = &json["rooms"][0];
+        assert_eq!((&room["creation_time"], &room["num_participants"], &room["metadata"]), (&"7".into(), &0.into(), &"".into()));
+    }
+
+    #[test]
+    fn every_method_of_the_service_is_known() {
+        let service = POOL.get_service_by_name(ROOM_SERVICE).expect("in the description");
+        let text = include_str!("service.rs");
+        for method in service.methods() {
+            assert!(text.contains(&format!("\"{}\"", method.name())), "{}", method.name());
+        }
+    }
+}

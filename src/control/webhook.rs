@@ -1,0 +1,261 @@
+//! Webhooks: what happens in rooms, told to other systems, in order for each room and address.
+//!
+//! `POST <url>`, `Content-Type: application/webhook+json`, the event as protojson; `Authorization` is a bare JWT whose claim
+//! `sha256` is the base64 of the body's SHA-256. An address that does not answer 2xx is tried again with growing pauses, for
+//! [`KEPT_FOR`] at most; what waits is bounded, and what is dropped is counted and told with the next event.
+
+use super::auth::{Claims, Keys};
+use super::metrics::Gauges;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use hickory_resolver::TokioResolver;
+use http_body_util::Full;
+use hyper::body::Bytes;
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
+use hyper::{Request, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::connect::dns::Name;
+use hyper_util::rt::TokioExecutor;
+use livekit_protocol as proto;
+use std::collections::{HashMap, VecDeque};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant, SystemTime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+/// Events between the rooms and the deliverer, and those that wait for one room and address.
+const EVENTS_MAX: usize = 8_192;
+const WAITING_MAX: usize = 200;
+/// Deliveries at a time.
+const DELIVERIES_MAX: usize = 64;
+/// An event that could not be told for so long is dropped.
+const KEPT_FOR: Duration = Duration::from_secs(30);
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+/// How long a signature is good, seconds.
+const SIGNED_FOR_S: u64 = 300;
+
+/// Where rooms put their events. Without webhooks it swallows them.
+#[derive(Clone)]
+pub struct Events {
+    queue: Option<mpsc::Sender<proto::WebhookEvent>>,
+    gauges: Arc<Gauges>,
+}
+
+impl Events {
+    pub fn none(gauges: Arc<Gauges>) -> Self {
+        Self { queue: None, gauges }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    pub fn push(&self, event: &str, room: proto::Room, participant: Option<proto::ParticipantInfo>, track: Option<proto::TrackInfo>) {
+        let Some(queue) = &self.queue else { return };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let event = proto::WebhookEvent {
+            event: event.to_owned(),
+            room: Some(room),
+            participant,
+            track,
+            id: format!("EV_{}", crate::crypto::SecretRng::system().id_chars(12)),
+            created_at: now.as_secs() as i64,
+            ..Default::default()
+        };
+        if queue.try_send(event).is_err() {
+            self.gauges.webhooks_dropped.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+/// Whom to tell, and how to sign.
+pub struct Deliverer {
+    queue: mpsc::Receiver<proto::WebhookEvent>,
+    teller: Arc<Teller>,
+    lines: HashMap<(usize, String), Line>,
+}
+
+/// What one address is to be told of one room.
+#[derive(Default)]
+struct Line {
+    waiting: VecDeque<(Instant, proto::WebhookEvent)>,
+    is_busy: bool,
+    dropped: i32,
+}
+
+struct Teller {
+    urls: Vec<Uri>,
+    key: String,
+    keys: Keys,
+    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
+    gauges: Arc<Gauges>,
+}
+
+/// Sets up telling `urls`, signed by `key`. The events' end, and the one that delivers.
+pub fn start(urls: &[String], key: &str, keys: &Keys, gauges: &Arc<Gauges>) -> Result<(Events, Option<Deliverer>), String> {
+    if urls.is_empty() {
+        return Ok((Events::none(Arc::clone(gauges)), None));
+    }
+    let urls = urls.iter().map(|u| u.parse::<Uri>().map_err(|e| format!("webhooks.urls: {u:?}: {e}"))).collect::<Result<_, _>>()?;
+    let mut http = HttpConnector::new_with_resolver(Resolver::system()?);
+    http.enforce_http(false);
+    http.set_connect_timeout(Some(ANSWER_WITHIN));
+    let https = HttpsConnectorBuilder::new()
+        .with_native_roots()
+        .map_err(|e| format!("webhooks: the system's certificates cannot be read: {e}"))?
+        .https_or_http()
+        .enable_http1()
+        .wrap_connector(http);
+    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(8).build(https);
+    let (sender, queue) = mpsc::channel(EVENTS_MAX);
+    let teller = Teller { urls, key: key.to_owned(), keys: keys.clone(), client, gauges: Arc::clone(gauges) };
+    let deliverer = Deliverer { queue, teller: Arc::new(teller), lines: HashMap::new() };
+    Ok((Events { queue: Some(sender), gauges: Arc::clone(gauges) }, Some(deliverer)))
+}
+
+impl Deliverer {
+    /// Delivers until the rooms are gone and everything is told or dropped.
+    pub async fn run(mut self) {
+        let mut deliveries: JoinSet<((usize, String), bool)> = JoinSet::new();
+        let mut is_open = true;
+        while is_open || !deliveries.is_empty() {
+            tokio::select! {
+                event = self.queue.recv(), if is_open => match event {
+                    Some(event) => self.take(&event),
+                    None => is_open = false,
+                },
+                Some(Ok((line, was_told))) = deliveries.join_next() => self.ended(&line, was_told),
+            }
+            self.start_some(&mut deliveries);
+        }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    fn take(&mut self, event: &proto::WebhookEvent) {
+        let room = event.room.as_ref().map(|r| r.name.clone()).unwrap_or_default();
+        for url in 0..self.teller.urls.len() {
+            let line = self.lines.entry((url, room.clone())).or_default();
+            if line.waiting.len() >= WAITING_MAX {
+                line.waiting.pop_front();
+                line.dropped += 1;
+                self.teller.gauges.webhooks_dropped.fetch_add(1, Relaxed);
+            }
+            line.waiting.push_back((Instant::now(), event.clone()));
+        }
+    }
+
+    fn ended(&mut self, key: &(usize, String), was_told: bool) {
+        let Some(line) = self.lines.get_mut(key) else { return };
+        line.is_busy = false;
+        if was_told {
+            self.teller.gauges.webhooks_delivered.fetch_add(1, Relaxed);
+        } else {
+            line.dropped += 1;
+            self.teller.gauges.webhooks_dropped.fetch_add(1, Relaxed);
+        }
+        if line.waiting.is_empty() && line.dropped == 0 {
+            self.lines.remove(key);
+        }
+    }
+
+    fn start_some(&mut self, deliveries: &mut JoinSet<((usize, String), bool)>) {
+        for (key, line) in &mut self.lines {
+            if deliveries.len() >= DELIVERIES_MAX {
+                return;
+            }
+            if line.is_busy {
+                continue;
+            }
+            let Some((since, mut event)) = line.waiting.pop_front() else { continue };
+            #[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
+            let dropped = &mut event.num_dropped;
+            *dropped = std::mem::take(&mut line.dropped);
+            line.is_busy = true;
+            let (teller, key) = (Arc::clone(&self.teller), key.clone());
+            deliveries.spawn(async move {
+                let was_told = teller.tell(key.0, since, &event).await;
+                (key, was_told)
+            });
+        }
+        // Rooms with nothing left to say; what they dropped is remembered for the next event, within limits.
+        let is_full = self.lines.len() > EVENTS_MAX;
+        self.lines.retain(|_, line| line.is_busy || !line.waiting.is_empty() || (line.dropped > 0 && !is_full));
+    }
+}
+
+impl Teller {
+    /// Tells one event, again and again until it is taken or too old.
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    async fn tell(&self, url: usize, since: Instant, event: &proto::WebhookEvent) -> bool {
+        let (Some(url), Ok(body)) = (self.urls.get(url), serde_json::to_vec(event)) else { return false };
+        let body = Bytes::from(body);
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let problem = match self.post(url, &body).await {
+                Ok(()) => return true,
+                Err(problem) => problem,
+            };
+            if since.elapsed() + pause >= KEPT_FOR {
+                tracing::warn!(event = event.event, %url, problem, "a webhook was not delivered; the event is dropped");
+                return false;
+            }
+            tracing::debug!(event = event.event, %url, problem, "a webhook is tried again");
+            tokio::time::sleep(pause).await;
+            pause *= 2;
+        }
+    }
+
+    async fn post(&self, url: &Uri, body: &Bytes) -> Result<(), String> {
+        let request = Request::post(url)
+            .header(CONTENT_TYPE, "application/webhook+json")
+            .header(AUTHORIZATION, self.signature(body).ok_or("webhooks.api_key names no key")?)
+            .body(Full::new(body.clone()))
+            .map_err(|e| e.to_string())?;
+        let answer = tokio::time::timeout(ANSWER_WITHIN, self.client.request(request)).await;
+        let response = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e| {
+            let cause = std::error::Error::source(&e).map(ToString::to_string);
+            cause.unwrap_or_else(|| e.to_string())
+        })?;
+        if response.status().is_success() { Ok(()) } else { Err(format!("status {}", response.status())) }
+    }
+
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    fn signature(&self, body: &[u8]) -> Option<String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        let sha256 = STANDARD.encode(crate::crypto::sha256(body));
+        self.keys.sign(&Claims { iss: self.key.clone(), exp: now + SIGNED_FOR_S, nbf: Some(now), sha256, ..Claims::default() })
+    }
+}
+
+/// Looks names up without the C library, which a static binary cannot do with confidence.
+#[derive(Clone)]
+struct Resolver(Arc<TokioResolver>);
+
+impl Resolver {
+    fn system() -> Result<Self, String> {
+        let built = TokioResolver::builder_tokio().and_then(|b| b.build());
+        Ok(Self(Arc::new(built.map_err(|e| format!("webhooks: names cannot be resolved: {e}"))?)))
+    }
+}
+
+impl tower::Service<Name> for Resolver {
+    type Response = std::vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, name: Name) -> Self::Future {
+        let resolver = Arc::clone(&self.0);
+        Box::pin(async move {
+            let found = resolver.lookup_ip(name.as_str()).await.map_err(std::io::Error::other)?;
+            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
+            Ok(addresses.into_iter())
+        })
+    }
+}

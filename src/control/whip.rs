@@ -1,0 +1,287 @@
+//! WHIP (RFC 9725) and WHEP (draft-ietf-wish-whep): one offer by POST, one answer, a URL for the session.
+//!
+//! ```text
+//! POST   /whip/v1                          offer -> 201, answer, Location, ETag, Link with our ICE servers
+//! POST   /whep/v1[?participant=identity]   the same for who watches: everybody, or one participant
+//! PATCH  <session>                         application/trickle-ice-sdpfrag: candidates (204), or ICE restart (200)
+//! DELETE <session>                         the end (200)
+//! ```
+//! Tokens are those of the room protocol, as `Authorization: Bearer`, for the session too: its URL alone opens nothing.
+
+use super::auth::{Claims, Denied};
+use super::door::Peer;
+use super::rooms::{JoinError, Purpose, Restarted, Whole};
+use super::service::bearer;
+use super::signal::{Front, host_of};
+use axum::body::Bytes;
+use axum::extract::{Extension, Path, Query, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use livekit_protocol as proto;
+use serde::Deserialize;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Longest body, bytes.
+pub const BODY_MAX: usize = 256 * 1024;
+const SDP: &str = "application/sdp";
+const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
+/// What a session's URL understands.
+const METHODS: &str = "PATCH, DELETE, OPTIONS";
+
+/// Why a request was not served.
+#[derive(Debug, thiserror::Error)]
+enum Refused {
+    #[error(transparent)]
+    Denied(#[from] Denied),
+    #[error("too many requests; try again in a second")]
+    TooMany,
+    #[error("the token does not allow publishing")]
+    MayNotPublish,
+    #[error("the token does not allow subscribing")]
+    MayNotSubscribe,
+    #[error("Content-Type must be {0}")]
+    WrongType(&'static str),
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    #[error("the body is no text")]
+    NoText,
+    #[error("no such session")]
+    NoSession,
+    #[error("If-Match is missing: it must hold the session's ETag (RFC 9725 §4.3)")]
+    NoMatch,
+    #[error("If-Match names another ICE generation than the session's")]
+    OtherGeneration,
+    #[error("the fragment has no ice-ufrag and ice-pwd")]
+    BadFragment,
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let status = match &self {
+            Self::Denied(denied) => StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::UNAUTHORIZED),
+            Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
+            Self::MayNotPublish | Self::MayNotSubscribe | Self::Join(JoinError::Revoked) => StatusCode::FORBIDDEN,
+            Self::WrongType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Join(JoinError::RoomMissing) | Self::NoSession => StatusCode::NOT_FOUND,
+            Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Join(JoinError::Offer(crate::wire::sdp::SdpError::NoUsable(_))) => StatusCode::UNPROCESSABLE_ENTITY,
+            Self::Join(JoinError::Offer(_) | JoinError::TooLong) | Self::NoText | Self::BadFragment => StatusCode::BAD_REQUEST,
+            Self::NoMatch => StatusCode::PRECONDITION_REQUIRED,
+            Self::OtherGeneration => StatusCode::PRECONDITION_FAILED,
+        };
+        let mut response = (status, self.to_string()).into_response();
+        let headers = response.headers_mut();
+        match status {
+            StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE => {
+                headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            }
+            StatusCode::UNAUTHORIZED => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+#[derive(Deserialize)]
+pub struct Wanted {
+    /// Whom to watch; absent is everybody.
+    participant: Option<String>,
+}
+
+pub async fn publish(State(front): State<Arc<Front>>, Extension(Peer(peer)): Extension<Peer>, headers: HeaderMap, body: Bytes) -> Response {
+    open(&front, peer, Purpose::Publish, &headers, &body)
+}
+
+pub async fn play(
+    State(front): State<Arc<Front>>,
+    Extension(Peer(peer)): Extension<Peer>,
+    Query(Wanted { participant }): Query<Wanted>,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Response {
+    open(&front, peer, Purpose::Play { of: participant }, &headers, &body)
+}
+
+fn open(front: &Front, peer: std::net::SocketAddr, purpose: Purpose, headers: &HeaderMap, body: &Bytes) -> Response {
+    let base = if purpose == Purpose::Publish { "/whip/v1/" } else { "/whep/v1/" };
+    let opened = try_open(front, peer, purpose, headers, body);
+    match opened.map(|whole| created(base, whole)) {
+        Ok(response) => response,
+        Err(refused) => {
+            tracing::info!(at = base, reason = %refused, "an offer over HTTP was refused");
+            refused.into_response()
+        }
+    }
+}
+
+fn try_open(front: &Front, peer: std::net::SocketAddr, purpose: Purpose, headers: &HeaderMap, body: &Bytes) -> Result<Whole, Refused> {
+    let claims = front.keys.verify_join(bearer(headers)?)?;
+    if !front.admits_joiner(&claims) {
+        return Err(Refused::TooMany);
+    }
+    let publishes = purpose == Purpose::Publish;
+    if publishes && (claims.video.hidden || !claims.video.can_publish.unwrap_or(true)) {
+        return Err(Refused::MayNotPublish);
+    }
+    if !publishes && !claims.video.can_subscribe.unwrap_or(true) {
+        return Err(Refused::MayNotSubscribe);
+    }
+    expect_type(headers, SDP)?;
+    let offer = std::str::from_utf8(body).map_err(|_| Refused::NoText)?;
+    let host = front.host.clone().unwrap_or_else(|| host_of(headers));
+    let whole = front.rooms().open(claims, purpose, &host, offer)?;
+    tracing::info!(session = whole.session.0, publishes, remote = %peer.ip(), "an offer over HTTP was answered");
+    Ok(whole)
+}
+
+fn expect_type(headers: &HeaderMap, kind: &'static str) -> Result<(), Refused> {
+    let found = headers.get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).and_then(|v| v.split(';').next());
+    if found.is_some_and(|f| f.trim().eq_ignore_ascii_case(kind)) { Ok(()) } else { Err(Refused::WrongType(kind)) }
+}
+
+fn created(base: &str, whole: Whole) -> Response {
+    let mut response = (StatusCode::CREATED, whole.sdp).into_response();
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SDP));
+    set(headers, header::LOCATION, &format!("{base}{}", whole.resource));
+    set(headers, header::ETAG, &etag(&whole.ufrag));
+    headers.insert(HeaderName::from_static("accept-patch"), HeaderValue::from_static(FRAGMENT));
+    for link in links(&whole.ice_servers) {
+        if let Ok(link) = HeaderValue::from_str(&link) {
+            headers.append(header::LINK, link);
+        }
+    }
+    response
+}
+
+fn set(headers: &mut HeaderMap, name: HeaderName, value: &str) {
+    if let Ok(value) = HeaderValue::from_str(value) {
+        headers.insert(name, value);
+    }
+}
+
+fn etag(ufrag: &str) -> String {
+    format!("\"{ufrag}\"")
+}
+
+/// ICE servers as `Link` headers (RFC 9725 §4.6).
+fn links(servers: &[proto::IceServer]) -> Vec<String> {
+    let with = |server: &proto::IceServer, url: &String| {
+        let mut link = format!("<{url}>; rel=\"ice-server\"");
+        if !server.username.is_empty() {
+            let (username, credential) = (&server.username, &server.credential);
+            let _ = write!(link, "; username=\"{username}\"; credential=\"{credential}\"; credential-type=\"password\"");
+        }
+        link
+    };
+    servers.iter().flat_map(|s| s.urls.iter().map(move |url| with(s, url))).collect()
+}
+
+/// What an endpoint takes (RFC 9725 §4.2).
+pub async fn describe_endpoint() -> Response {
+    let headers = [("accept-post", SDP), ("allow", "POST, OPTIONS")];
+    (StatusCode::NO_CONTENT, headers).into_response()
+}
+
+pub async fn describe_session() -> Response {
+    (StatusCode::NO_CONTENT, [("accept-patch", FRAGMENT), ("allow", METHODS)]).into_response()
+}
+
+/// The session that a request is about: it needs the token that opened it, or another of the same participant.
+fn session_of(front: &Front, headers: &HeaderMap, resource: &str) -> Result<(Claims, crate::base::id::SessionId), Refused> {
+    let claims = front.keys.verify_join(bearer(headers)?)?;
+    let session = front.rooms().one_shot(&claims, resource).ok_or(Refused::NoSession)?;
+    Ok((claims, session))
+}
+
+pub async fn end(State(front): State<Arc<Front>>, Path(resource): Path<String>, headers: HeaderMap) -> Response {
+    match session_of(&front, &headers, &resource) {
+        Ok((_, session)) => {
+            front.rooms().remove(session, proto::DisconnectReason::ClientInitiated);
+            StatusCode::OK.into_response()
+        }
+        Err(refused) => refused.into_response(),
+    }
+}
+
+pub async fn patch(State(front): State<Arc<Front>>, Path(resource): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
+    match try_patch(&front, &resource, &headers, &body) {
+        Ok(response) => response,
+        Err(refused) => refused.into_response(),
+    }
+}
+
+fn try_patch(front: &Front, resource: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response, Refused> {
+    let (_, session) = session_of(front, headers, resource)?;
+    expect_type(headers, FRAGMENT)?;
+    let fragment = std::str::from_utf8(body).map_err(|_| Refused::NoText)?;
+    let condition = headers.get(header::IF_MATCH).and_then(|v| v.to_str().ok()).ok_or(Refused::NoMatch)?;
+    let mut rooms = front.rooms();
+    let (ours, theirs) = rooms.generation(session).ok_or(Refused::NoSession)?;
+    let ufrag = value(fragment, "a=ice-ufrag:").ok_or(Refused::BadFragment)?;
+    let is_restart = ufrag != theirs;
+    // A restart names any generation; candidates name the one that they are for.
+    if condition.trim() != etag(&ours) && !(is_restart && condition.trim() == "*") {
+        return Err(Refused::OtherGeneration);
+    }
+    if !is_restart {
+        // A lite agent learns addresses from checks, not from candidates.
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let pwd = value(fragment, "a=ice-pwd:").ok_or(Refused::BadFragment)?;
+    let restarted = rooms.restart_ice(session, ufrag, pwd).ok_or(Refused::NoSession)?;
+    drop(rooms);
+    let mut response = (StatusCode::OK, answer_fragment(&restarted)).into_response();
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(FRAGMENT));
+    set(response.headers_mut(), header::ETAG, &etag(&restarted.credentials.ufrag));
+    Ok(response)
+}
+
+/// A value of an SDP fragment; credentials are the same wherever they stand in a bundle.
+fn value<'a>(fragment: &'a str, name: &str) -> Option<&'a str> {
+    fragment.lines().find_map(|line| line.trim_end().strip_prefix(name)).filter(|v| (4..=256).contains(&v.len()))
+}
+
+/// Our new credentials and addresses (RFC 8840 §9).
+fn answer_fragment(restarted: &Restarted) -> String {
+    let mut out = format!("a=ice-lite\r\na=ice-ufrag:{}\r\na=ice-pwd:{}\r\n", restarted.credentials.ufrag, restarted.credentials.pwd);
+    for candidate in &restarted.candidates {
+        let _ = write!(out, "a={candidate}\r\n");
+    }
+    out.push_str("a=end-of-candidates\r\n");
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ice_servers_as_links() {
+        let server = proto::IceServer {
+            urls: vec!["turn:a:443?transport=tcp".into(), "turns:a:443?transport=tcp".into()],
+            username: "17:p1".into(),
+            credential: "x+/=".into(),
+        };
+        let stun = proto::IceServer { urls: vec!["stun:a:3478".into()], ..Default::default() };
+        let tail = "; username=\"17:p1\"; credential=\"x+/=\"; credential-type=\"password\"";
+        let want = [
+            "<stun:a:3478>; rel=\"ice-server\"".to_owned(),
+            format!("<turn:a:443?transport=tcp>; rel=\"ice-server\"{tail}"),
+            format!("<turns:a:443?transport=tcp>; rel=\"ice-server\"{tail}"),
+        ];
+        assert_eq!(links(&[stun, server]), want);
+    }
+
+    #[test]
+    fn credentials_of_a_fragment() {
+        let fragment = "a=ice-ufrag:EsAw\r\na=ice-pwd:P2uYro0UCOQ4zxjKXaWCBui1\r\nm=audio 9 UDP/TLS/RTP/SAVPF 0\r\na=mid:0\r\n";
+        assert_eq!(value(fragment, "a=ice-ufrag:"), Some("EsAw"));
+        assert_eq!(value(fragment, "a=ice-pwd:"), Some("P2uYro0UCOQ4zxjKXaWCBui1"));
+        assert_eq!(value("a=ice-ufrag:\r\n", "a=ice-ufrag:"), None);
+        assert_eq!(value("", "a=ice-ufrag:"), None);
+    }
+}
