@@ -1,0 +1,112 @@
+// Pages that join by an unmodified SDK of whatever age: its own published bundle and what its documentation says, nothing else.
+
+import { readFileSync } from "node:fs";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
+import { DOMAIN } from "./net.mjs";
+import { until } from "./until.mjs";
+
+const require = createRequire(import.meta.url);
+
+/** The browser bundle of an installed release: `livekit-client`, or an alias of an older one. */
+function bundle(name) {
+  return readFileSync(join(dirname(require.resolve(name)), "livekit-client.umd.js"), "utf8");
+}
+
+export class SdkPage {
+  constructor(page, name) {
+    this.page = page;
+    this.name = name;
+    this.said = [];
+    page.on("console", (message) => this.said.push(message.text()));
+    page.on("pageerror", (error) => this.said.push(`error: ${error}`));
+  }
+
+  /** Opens a page with the SDK in it, and with all its peer connections in reach. */
+  static async open(browser, release, name) {
+    const page = await (await browser.newContext()).newPage();
+    const one = new SdkPage(page, name);
+    await page.addInitScript(() => {
+      window.pcs = [];
+      const Native = window.RTCPeerConnection;
+      window.RTCPeerConnection = class extends Native {
+        constructor(...args) {
+          super(...args);
+          window.pcs.push(this);
+        }
+      };
+    });
+    await page.goto(`https://${DOMAIN}/`);
+    await page.addScriptTag({ content: bundle(release) });
+    return one;
+  }
+
+  ask(fn, argument) {
+    return this.page.evaluate(fn, argument);
+  }
+
+  async connect(token, options = {}, connect = {}) {
+    await this.ask(
+      async ({ url, token, options, connect }) => {
+        const room = new window.LivekitClient.Room(options);
+        window.room = room;
+        window.events = [];
+        for (const event of Object.values(window.LivekitClient.RoomEvent)) {
+          room.on(event, (...args) => window.events.push([event, ...args.map((a) => (a instanceof Uint8Array ? new TextDecoder().decode(a) : (a?.identity ?? a?.trackSid ?? a?.sid ?? (typeof a === "object" ? null : a))))]));
+        }
+        await room.connect(url, token, connect);
+      },
+      { url: `wss://${DOMAIN}`, token, options, connect },
+    ).catch((error) => {
+      throw new Error(`${this.name}: ${error.message}\n${this.said.join("\n")}`);
+    });
+    return this;
+  }
+
+  publish() {
+    return this.ask(async () => {
+      await window.room.localParticipant.setMicrophoneEnabled(true);
+      await window.room.localParticipant.setCameraEnabled(true);
+    });
+  }
+
+  /** Sums over all peer connections of what is received. */
+  received() {
+    return this.ask(async () => {
+      const got = { frames: 0, audio: 0, videos: 0 };
+      for (const pc of window.pcs.filter((pc) => pc.connectionState !== "closed")) {
+        for (const row of (await pc.getStats()).values()) {
+          if (row.type !== "inbound-rtp") continue;
+          if (row.kind === "video") {
+            got.frames += row.framesDecoded ?? 0;
+            got.videos += row.framesDecoded > 0 ? 1 : 0;
+          } else got.audio += row.packetsReceived ?? 0;
+        }
+      }
+      return got;
+    });
+  }
+
+  /** Waits until new frames are decoded and new sound arrives. */
+  async seesAndHears(withinMs = 30_000) {
+    const before = await this.received();
+    const start = performance.now();
+    let now;
+    await until(`${this.name} sees and hears`, withinMs, async () => {
+      now = await this.received();
+      return now.frames > before.frames + 10 && now.audio > before.audio + 20;
+    }).catch((error) => {
+      throw new Error(`${error.message}\n${JSON.stringify({ before, now })}\n${this.said.join("\n")}`);
+    });
+    return performance.now() - start;
+  }
+
+  events(name) {
+    return this.ask((name) => window.events.filter(([event]) => event === name), name);
+  }
+
+  async close() {
+    await this.ask(() => window.room?.disconnect()).catch(() => {});
+    await this.page.context().close();
+  }
+}
