@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
-PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-minimal
+PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-venv
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
 .PHONY: run test check deps web e2e e2e-deps scenarios
@@ -22,11 +22,11 @@ check:
 	cargo clippy --features sim --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: licences are not checked"; fi
 
-## Real browsers behind a real firewall, in network namespaces. Needs root.
+## Real browsers and other people's clients behind a real firewall, in network namespaces. Needs root.
 e2e: e2e-deps web
 	cargo test --features sim --no-run
-	@if [ "$$(id -u)" = 0 ]; then cd tests/e2e && node --test --test-force-exit --test-reporter=spec *.test.mjs; \
-	else echo "skipped without root: browser tests (network namespaces)"; fi
+	@if [ "$$(id -u)" = 0 ]; then cd tests/e2e && node --test --test-concurrency=1 --test-force-exit --test-reporter=spec *.test.mjs; \
+	else echo "skipped without root: browser tests and other clients (network namespaces)"; fi
 
 ## The quality that browsers see through loss, switches and floods: limits that hold on a machine that does nothing else.
 scenarios: e2e-deps web
@@ -39,10 +39,15 @@ deps:
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) && { systemctl disable --now tinyproxy >/dev/null 2>&1 || true; }; \
 	  else echo "as root: apt-get install $(MISSING)"; exit 1; fi; fi
 
-e2e-deps: deps tests/e2e/node_modules/.package-lock.json
+e2e-deps: deps tests/e2e/node_modules/.package-lock.json tests/e2e/.venv/installed
 
 tests/e2e/node_modules/.package-lock.json: tests/e2e/package.json
 	cd tests/e2e && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm install --no-audit --no-fund --silent
+
+tests/e2e/.venv/installed: tests/e2e/requirements.txt
+	python3 -m venv tests/e2e/.venv
+	tests/e2e/.venv/bin/pip install --quiet --disable-pip-version-check -r tests/e2e/requirements.txt
+	touch $@
 
 ## The page that is built into the binary.
 web: web/dist/index.html

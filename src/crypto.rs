@@ -33,13 +33,6 @@ impl HmacSha1 {
     }
 }
 
-/// SHA-256 of what is signed elsewhere.
-pub fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes).as_ref());
-    out
-}
-
 /// HMAC-SHA256 over `parts` in order: nonces, minted credentials, derived keys.
 pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     let mut ctx = lc_hmac::Context::with_key(&lc_hmac::Key::new(lc_hmac::HMAC_SHA256, key));
@@ -59,15 +52,15 @@ pub fn long_term_key(username: &[u8], realm: &[u8], password: &[u8]) -> [u8; 16]
     md5.finalize().into()
 }
 
-/// Certificate fingerprint by the hash name of RFC 8122 §5; `None` for a hash we do not trust.
-pub fn fingerprint(hash: &str, der: &[u8]) -> Option<Vec<u8>> {
+/// Digest by the hash name of RFC 8122 §5; `None` for a hash we do not trust.
+pub fn digest(hash: &str, bytes: &[u8]) -> Option<Vec<u8>> {
     let algorithm = match hash {
         "sha-256" => &digest::SHA256,
         "sha-384" => &digest::SHA384,
         "sha-512" => &digest::SHA512,
         _ => return None,
     };
-    Some(digest::digest(algorithm, der).as_ref().to_vec())
+    Some(digest::digest(algorithm, bytes).as_ref().to_vec())
 }
 
 /// Equality whose time does not depend on where the bytes differ.

@@ -20,7 +20,7 @@ use auth::Keys;
 use axum::Router;
 use axum::extract::{DefaultBodyLimit, Extension, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::middleware::{Next, from_fn_with_state};
+use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, patch, post};
 use signal::Front;
@@ -30,10 +30,10 @@ use tower_http::cors::CorsLayer;
 /// Everything that apps and browsers ask for. `dev_keys` adds the page's own way to a token.
 pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
     let offers = Router::new()
-        .route("/whip/v1", post(whip::publish).options(whip::describe_endpoint))
-        .route("/whep/v1", post(whip::play).options(whip::describe_endpoint))
-        .route("/whip/v1/{resource}", patch(whip::patch).delete(whip::end).options(whip::describe_session))
-        .route("/whep/v1/{resource}", patch(whip::patch).delete(whip::end).options(whip::describe_session))
+        .route("/whip/v1", post(whip::publish))
+        .route("/whep/v1", post(whip::play))
+        .route("/whip/v1/{resource}", patch(whip::patch).delete(whip::end))
+        .route("/whep/v1/{resource}", patch(whip::patch).delete(whip::end))
         .layer(DefaultBodyLimit::max(whip::BODY_MAX));
     let api = Router::new()
         .route("/rtc", get(signal::connect))
@@ -49,7 +49,7 @@ pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
         router = router.route("/dev/token", get(web::dev_token).with_state(Arc::new(keys)));
     }
     // Without CORS on every answer a browser hides the status, and the SDK cannot tell 401 from a dead server.
-    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(CorsLayer::permissive())
+    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(CorsLayer::permissive()).layer(from_fn(whip::describe))
 }
 
 /// Holds up addresses that ask too often, before anything is looked at.

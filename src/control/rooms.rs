@@ -52,6 +52,9 @@ pub const PING_TIMEOUT_S: i32 = 15;
 const PATH_ATTRIBUTE: &str = "postern.path";
 /// Protocol of the room service that this server speaks.
 const PROTOCOL: i32 = 16;
+/// The release of the protocol's first server whose abilities this one has: SDKs look at it before they make calls (RPC from
+/// 1.8 on) or leave things out. Our own version stands in `debug_info`.
+const SPOKEN_VERSION: &str = "1.13.0";
 
 /// Where commands for a worker go.
 pub type Mail = Arc<dyn Fn(WorkerId, Command) + Send + Sync>;
@@ -394,7 +397,7 @@ impl Rooms {
                 }
             }
             Report::Silent { session } => self.fell_silent(session),
-            Report::Ended { session, end } => self.media_ended(session, end),
+            Report::Ended { session, end, detail } => self.media_ended(session, end, &detail),
             Report::LastMessage { session, sequence } => self.resumed(session, sequence),
             Report::Speakers { room, changes } => self.speakers_changed(room, &changes),
             Report::Quality { session, sample } => self.sampled(session, sample),

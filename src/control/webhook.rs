@@ -225,7 +225,7 @@ impl Teller {
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     fn signature(&self, body: &[u8]) -> Option<String> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
-        let sha256 = STANDARD.encode(crate::crypto::sha256(body));
+        let sha256 = STANDARD.encode(crate::crypto::digest("sha-256", body)?);
         self.keys.sign(&Claims { iss: self.key.clone(), exp: now + SIGNED_FOR_S, nbf: Some(now), sha256, ..Claims::default() })
     }
 }

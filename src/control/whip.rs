@@ -14,8 +14,9 @@ use super::rooms::{JoinError, Purpose, Restarted, Whole};
 use super::service::bearer;
 use super::signal::{Front, host_of};
 use axum::body::Bytes;
-use axum::extract::{Extension, Path, Query, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use axum::extract::{Extension, Path, Query, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use livekit_protocol as proto;
 use serde::Deserialize;
@@ -26,8 +27,6 @@ use std::sync::Arc;
 pub const BODY_MAX: usize = 256 * 1024;
 const SDP: &str = "application/sdp";
 const FRAGMENT: &str = "application/trickle-ice-sdpfrag";
-/// What a session's URL understands.
-const METHODS: &str = "PATCH, DELETE, OPTIONS";
 
 /// Why a request was not served.
 #[derive(Debug, thiserror::Error)]
@@ -180,14 +179,16 @@ fn links(servers: &[proto::IceServer]) -> Vec<String> {
     servers.iter().flat_map(|s| s.urls.iter().map(move |url| with(s, url))).collect()
 }
 
-/// What an endpoint takes (RFC 9725 §4.2).
-pub async fn describe_endpoint() -> Response {
-    let headers = [("accept-post", SDP), ("allow", "POST, OPTIONS")];
-    (StatusCode::NO_CONTENT, headers).into_response()
-}
-
-pub async fn describe_session() -> Response {
-    (StatusCode::NO_CONTENT, [("accept-patch", FRAGMENT), ("allow", METHODS)]).into_response()
+/// Says what is taken here to whoever asks by OPTIONS (RFC 9725 §4.2); the rest of that answer is CORS.
+pub async fn describe(request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    let asks = request.method() == Method::OPTIONS && (path.starts_with("/whip/") || path.starts_with("/whep/"));
+    let (name, value) = if path.ends_with("/v1") { ("accept-post", SDP) } else { ("accept-patch", FRAGMENT) };
+    let mut response = next.run(request).await;
+    if asks {
+        response.headers_mut().insert(HeaderName::from_static(name), HeaderValue::from_static(value));
+    }
+    response
 }
 
 /// The session that a request is about: it needs the token that opened it, or another of the same participant.

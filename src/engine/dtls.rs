@@ -8,6 +8,8 @@
 //! The crate's 1.3 server takes the client's first profile while its 1.2 server prefers GCM, and it never repeats a lost
 //! final ACK; both are dealt with here until it learns to. What it returns as an error ends the session.
 
+mod verifier;
+
 use crate::base::time::{Anchor, Duration, Instant};
 use crate::crypto;
 use crate::wire::dtls::{HelloAssembler, SrtpOffer};
@@ -38,10 +40,11 @@ impl Identity {
     /// A fresh self-signed P-256 certificate.
     pub fn generate() -> Result<Self, String> {
         let certificate = dimpl::certificate::generate_self_signed_certificate().map_err(|e| format!("DTLS certificate: {e}"))?;
-        let digest = crypto::fingerprint("sha-256", &certificate.certificate).unwrap_or_default();
+        let digest = crypto::digest("sha-256", &certificate.certificate).unwrap_or_default();
         let fingerprint = digest.iter().map(|b| format!("{b:02X}")).collect::<Vec<_>>().join(":");
         let config = Config::builder()
             .mtu(MTU)
+            .with_crypto_provider(verifier::provider())
             .use_server_cookie(false)
             .require_client_certificate(true)
             .flight_start_rto(FIRST_RETRANSMIT)
@@ -83,12 +86,13 @@ pub enum Effect {
 }
 
 /// Why an association ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum DtlsError {
+    #[error("{0}")]
     Protocol(String),
-    /// The certificate is not the one that signalling announced.
+    #[error("the certificate is not the one that signalling announced")]
     FingerprintMismatch,
-    /// The handshake ended without a certificate to check.
+    #[error("the handshake ended without a certificate")]
     NoCertificate,
 }
 
@@ -233,7 +237,7 @@ impl Dtls {
                     break;
                 }
                 Output::PeerCert(der) => {
-                    let digest = crypto::fingerprint(&self.remote.hash, der);
+                    let digest = crypto::digest(&self.remote.hash, der);
                     if !digest.is_some_and(|d| crypto::equal(&d, &self.remote.digest)) {
                         return Err(DtlsError::FingerprintMismatch);
                     }
@@ -284,7 +288,7 @@ mod tests {
     use super::*;
 
     fn fingerprint_of(identity: &Identity) -> Fingerprint {
-        let digest = crypto::fingerprint("sha-256", &identity.certificate.certificate).expect("sha-256");
+        let digest = crypto::digest("sha-256", &identity.certificate.certificate).expect("sha-256");
         Fingerprint { hash: "sha-256".into(), digest }
     }
 

@@ -128,7 +128,8 @@ pub enum Effect {
     Silent,
     /// What the transport was like lately.
     Sampled(Sample),
-    Ended(End),
+    /// It ended by itself; the text is for the log.
+    Ended(End, String),
 }
 
 pub struct Session {
@@ -400,7 +401,7 @@ impl Session {
         self.drain_ice(out);
         if is_gone && self.state != State::Closing {
             self.state = State::Closing;
-            out.push(Effect::Ended(End::ConsentLost));
+            out.push(Effect::Ended(End::ConsentLost, String::new()));
             return;
         }
         if let Some(dtls) = &mut self.dtls
@@ -454,10 +455,11 @@ impl Session {
             return;
         }
         self.state = State::Closing;
-        out.push(Effect::Ended(match error {
+        let end = match error {
             dtls::DtlsError::FingerprintMismatch | dtls::DtlsError::NoCertificate => End::FingerprintMismatch,
             dtls::DtlsError::Protocol(_) => End::HandshakeFailed,
-        }));
+        };
+        out.push(Effect::Ended(end, error.to_string()));
     }
 
     fn drain_ice(&mut self, out: &mut Vec<Effect>) {
@@ -488,7 +490,7 @@ impl Session {
                 dtls::Effect::PeerClosed => {
                     if self.state != State::Closing {
                         self.state = State::Closing;
-                        out.push(Effect::Ended(End::PeerClosed));
+                        out.push(Effect::Ended(End::PeerClosed, String::new()));
                     }
                 }
             }
@@ -538,7 +540,7 @@ impl Session {
                 sctp::Effect::Stalled => {
                     if self.state != State::Closing {
                         self.state = State::Closing;
-                        out.push(Effect::Ended(End::DataStalled));
+                        out.push(Effect::Ended(End::DataStalled, String::new()));
                     }
                 }
                 sctp::Effect::Opened { label } => opened |= label == RELIABLE,

@@ -147,6 +147,8 @@ pub enum Report {
     Ended {
         session: SessionId,
         end: End,
+        /// For the log.
+        detail: String,
     },
     /// What a transport was like lately.
     Quality {

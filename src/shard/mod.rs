@@ -588,9 +588,9 @@ impl Shard {
                 session::Effect::DataTrack(packet) => self.data_track(now, id, packet),
                 session::Effect::Silent => self.effects.push(Effect::Report(Report::Silent { session: id })),
                 session::Effect::Sampled(sample) => self.effects.push(Effect::Report(Report::Quality { session: id, sample })),
-                session::Effect::Ended(end) => {
+                session::Effect::Ended(end, detail) => {
                     ended = true;
-                    self.effects.push(Effect::Report(Report::Ended { session: id, end }));
+                    self.effects.push(Effect::Report(Report::Ended { session: id, end, detail }));
                 }
             }
         }

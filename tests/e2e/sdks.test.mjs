@@ -3,18 +3,21 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { startChromium } from "./lib/browsers.mjs";
-import { Lab } from "./lib/net.mjs";
+import { DOMAIN, Lab } from "./lib/net.mjs";
 import { SdkPage } from "./lib/sdk.mjs";
 import { Server } from "./lib/server.mjs";
+import { startHooks, startService } from "./lib/service.mjs";
 import { until } from "./lib/until.mjs";
 
 const TEST = { timeout: 180_000 };
+const client = (name) => new URL(`clients/${name}`, import.meta.url).pathname;
 let lab, server, browser;
 
 before(async () => {
   lab = new Lab();
   await lab.settled();
-  server = new Server(lab, { workers: 2 });
+  const hooks = "http://127.0.0.1:9000/hook";
+  server = new Server(lab, { workers: 2, config: `[webhooks]\nurls = ["${hooks}", "http://127.0.0.1:9/nobody-listens"]\n` });
   await server.start();
   lab.firewall("open");
   browser = await startChromium(lab, server, "home");
@@ -77,3 +80,116 @@ for (const [release, options, name] of [
     await bob.close();
   });
 }
+
+test("livekit-server-sdk: every method of the room service, seen from a page; webhooks verified and in order", TEST, async () => {
+  const events = await startHooks(lab, 9000);
+  const service = startService(lab, server);
+  const room = "administered";
+  const made = await service.createRoom({ name: room, emptyTimeout: 60, departureTimeout: 5, maxParticipants: 2, metadata: "first" });
+  assert.equal(made.name, room);
+  assert.match(made.sid, /^RM_/);
+  assert.deepEqual([made.emptyTimeout, made.departureTimeout, made.maxParticipants, made.metadata], [60, 5, 2, "first"]);
+  assert.deepEqual((await service.listRooms([room])).map((r) => r.sid), [made.sid]);
+  assert.deepEqual(await service.listRooms(["nowhere"]), []);
+
+  const [ada, bob, eve] = await Promise.all(["ada", "bob", "eve"].map((name) => SdkPage.open(browser, "livekit-client", name)));
+  await ada.connect(server.token(room, "ada"));
+  await ada.publish();
+  await bob.connect(server.token(room, "bob"));
+  await bob.publish();
+  await Promise.all([ada.seesAndHears(), bob.seesAndHears()]);
+  await assert.rejects(eve.connect(server.token(room, "eve")), /full|503|could not/i, "the room is full");
+  const people = await service.listParticipants(room);
+  assert.deepEqual(people.map((p) => p.identity).sort(), ["ada", "bob"]);
+  const seen = await service.getParticipant(room, "ada");
+  assert.equal(seen.state, "ACTIVE");
+  assert.deepEqual(seen.tracks.map((t) => t.source).sort(), ["CAMERA", "MICROPHONE"]);
+
+  // Mute: the page is told, and what it might still send is dropped.
+  const camera = seen.tracks.find((t) => t.source === "CAMERA").sid;
+  await service.mutePublishedTrack(room, "ada", camera, true);
+  await until("ada is told that it is muted", 10_000, async () => (await ada.events("trackMuted")).length > 0);
+  await until("bob sees ada muted", 10_000, async () => (await bob.events("trackMuted")).length > 0);
+  await assert.rejects(service.mutePublishedTrack(room, "ada", camera, false), { status: 412, code: "failed_precondition" });
+  await assert.rejects(service.mutePublishedTrack(room, "ada", "TR_nothing", true), { status: 404, code: "not_found" });
+
+  // What a participant and a room say of themselves.
+  const updated = await service.updateParticipant(room, "ada", { metadata: "in charge", attributes: { hand: "up" }, name: "Ada L." });
+  assert.deepEqual([updated.metadata, updated.attributes.hand, updated.name], ["in charge", "up", "Ada L."]);
+  await until("bob reads it", 10_000, async () => (await bob.ask(() => [...window.room.remoteParticipants.values()][0].metadata)) === "in charge");
+  await service.updateRoomMetadata(room, "second");
+  await until("bob reads the room's", 10_000, async () => (await bob.ask(() => window.room.metadata)) === "second");
+
+  // Data: to one, and once although it is sent twice.
+  await service.sendData(room, { bytes: "for bob" }, 0, { destinationIdentities: ["bob"], topic: "notice" });
+  await until("bob gets it", 10_000, async () => (await bob.events("dataReceived")).some(([, text, , , topic]) => text === "for bob" && topic === "notice"));
+  assert.ok(!(await ada.events("dataReceived")).some(([, text]) => text === "for bob"), "ada does not");
+
+  // Subscriptions and permissions, changed from outside.
+  const microphone = seen.tracks.find((t) => t.source === "MICROPHONE").sid;
+  await service.updateSubscriptions(room, "bob", [microphone], false);
+  await until("bob hears ada no longer", 10_000, async () => (await bob.events("trackUnsubscribed")).some((e) => e.includes(microphone)));
+  await service.updateSubscriptions(room, "bob", [microphone], true);
+  await until("bob hears ada again", 10_000, async () => (await bob.events("trackSubscribed")).filter((e) => e.includes(microphone)).length === 2);
+  await service.updateParticipant(room, "ada", { permission: { canPublish: false, canSubscribe: true, canPublishData: true } });
+  await until("ada's tracks are gone", 10_000, async () => (await bob.ask(() => [...window.room.remoteParticipants.values()][0].trackPublications.size)) === 0);
+  await until("ada knows that she may not", 5_000, async () => (await ada.ask(() => window.room.localParticipant.permissions.canPublish)) === false);
+
+  await assert.rejects(service.moveParticipant(room, "ada", "elsewhere"), { status: 501 });
+  await assert.rejects(service.getParticipant(room, "nobody"), { status: 404 });
+  await service.removeParticipant(room, "ada");
+  await until("ada is out", 10_000, async () => (await ada.events("disconnected")).some(([, reason]) => reason === 4));
+  await service.deleteRoom(room);
+  await until("bob is out", 10_000, async () => (await bob.events("disconnected")).some(([, reason]) => reason === 5));
+  assert.deepEqual(await service.listRooms([room]), []);
+
+  await until("the webhooks have told it all", 30_000, () => events.some((e) => e.event === "room_finished" && e.room === room));
+  assert.ok(events.every((e) => e.event !== "not verified" && e.type === "application/webhook+json"), JSON.stringify(events));
+  const told = events.filter((e) => e.room === room).map((e) => [e.event, e.participant].filter(Boolean).join(" "));
+  assert.equal(told[0], "room_started");
+  assert.equal(told.at(-1), "room_finished");
+  const count = (what) => told.filter((t) => t === what).length;
+  for (const name of ["ada", "bob"]) {
+    assert.deepEqual(["participant_joined", "track_published", "track_unpublished", "participant_left"].map((e) => count(`${e} ${name}`)), [1, 2, 2, 1], `${name}: ${told}`);
+    assert.ok(told.indexOf(`participant_joined ${name}`) < told.indexOf(`participant_left ${name}`));
+  }
+  assert.equal(new Set(events.map((e) => e.id)).size, events.length, "each once");
+  await Promise.all([ada.close(), bob.close(), eve.close()]);
+});
+
+/** Starts a client in the office; what it prints gathers in `said`. */
+function start(command, args, name) {
+  const child = lab.spawn(lab.names.office, command, args, { env: { ...process.env, SSL_CERT_FILE: server.authority, NODE_EXTRA_CA_CERTS: server.authority } });
+  child.said = "";
+  for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (child.said += text));
+  child.says = (what, withinMs = 30_000) => until(`${name} says ${what}`, withinMs, () => child.said.includes(what)).catch((error) => {
+    throw new Error(`${error.message}\n${child.said.slice(-3000)}\n${server.log.slice(-3000)}`);
+  });
+  child.stop = () => {
+    for (const pid of lab.in(lab.names.office, "pgrep", "-f", args[0]).trim().split("\n")) process.kill(Number(pid), "SIGTERM");
+  };
+  return child;
+}
+
+test("Python and Node SDKs: media both ways, text, calls between them and to a page, room service in protobuf", TEST, async () => {
+  const room = "programs";
+  const url = `wss://${DOMAIN}`;
+  const ada = await SdkPage.open(browser, "livekit-client", "ada");
+  await ada.connect(server.token(room, "ada"));
+  await ada.publish();
+  const py = start(new URL(".venv/bin/python", import.meta.url).pathname, [client("python_sdk.py"), url, room, "py", "devkey", "secret"], "the Python program");
+  await py.says("published");
+  const node = start(process.execPath, [client("node_sdk.mjs"), url, server.token(room, "node")], "the Node program");
+  await Promise.all([py.says("received video ada"), py.says("received audio ada"), py.says("received audio node"), node.says("received audio ada"), node.says("received audio py")]);
+  await Promise.all([py.says("text node good morning"), node.says("rpc hello node from py")]);
+  await ada.seesAndHears();
+  assert.equal(await ada.ask(() => window.room.localParticipant.performRpc({ destinationIdentity: "py", method: "greet", payload: "ada" })), "hello ada from py");
+  assert.equal(await ada.ask(() => window.room.remoteParticipants.get("py").attributes.kind), "python");
+  node.stop();
+  await node.says("left");
+  py.stop();
+  await py.says("people ada py");
+  await py.says("left");
+  await until("ada is alone", 10_000, async () => (await ada.ask(() => window.room.remoteParticipants.size)) === 0);
+  await ada.close();
+});

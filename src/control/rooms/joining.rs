@@ -4,8 +4,8 @@ use super::data::DataTrack;
 use super::negotiating::Subscriber;
 use super::quality::Scores;
 use super::{
-    Dialogue, Down, JoinError, PING_INTERVAL_S, PING_TIMEOUT_S, PROTOCOL, Participant, Room, Rooms, Sections, Signal, Transport, mono,
-    room_info, wall,
+    Dialogue, Down, JoinError, PING_INTERVAL_S, PING_TIMEOUT_S, PROTOCOL, Participant, Room, Rooms, SPOKEN_VERSION, Sections, Signal,
+    Transport, mono, room_info, wall,
 };
 use crate::base::id::{RoomId, SessionId, TrackId, WorkerId};
 use crate::control::auth::Claims;
@@ -259,7 +259,8 @@ impl Rooms {
 
     fn server_info(&self) -> proto::ServerInfo {
         proto::ServerInfo {
-            version: env!("CARGO_PKG_VERSION").into(),
+            version: SPOKEN_VERSION.into(),
+            debug_info: concat!("postern ", env!("CARGO_PKG_VERSION")).into(),
             protocol: PROTOCOL,
             node_id: self.around.node.clone(),
             ..Default::default()

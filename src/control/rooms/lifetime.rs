@@ -139,13 +139,13 @@ impl Rooms {
         }
     }
 
-    pub(super) fn media_ended(&mut self, session: SessionId, end: End) {
+    pub(super) fn media_ended(&mut self, session: SessionId, end: End, detail: &str) {
         let reason = match end {
             End::ConsentLost => proto::DisconnectReason::ConnectionTimeout,
             End::HandshakeFailed | End::FingerprintMismatch | End::DataStalled => proto::DisconnectReason::MediaFailure,
             End::PeerClosed => proto::DisconnectReason::ClientInitiated,
         };
-        tracing::info!(session = session.0, ?end, "media ended");
+        tracing::info!(session = session.0, ?end, detail, "media ended");
         self.expel(session, reason, Action::Reconnect);
     }
 

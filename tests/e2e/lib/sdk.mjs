@@ -18,7 +18,7 @@ export class SdkPage {
     this.page = page;
     this.name = name;
     this.said = [];
-    page.on("console", (message) => this.said.push(message.text()));
+    page.on("console", (message) => this.said.push(message.text().slice(0, 300)));
     page.on("pageerror", (error) => this.said.push(`error: ${error}`));
   }
 

@@ -9,7 +9,7 @@ import { until } from "./until.mjs";
 const BINARY = process.env.POSTERN ?? new URL("../../../target/x86_64-unknown-linux-gnu/debug/postern", import.meta.url).pathname;
 
 export class Server {
-  constructor(lab, { workers = 2 } = {}) {
+  constructor(lab, { workers = 2, config = "" } = {}) {
     this.lab = lab;
     this.log = "";
     this.state = join(lab.dir, "state");
@@ -31,7 +31,7 @@ devkey = "secret"
 streams_together = 1
 [log]
 level = "debug"
-`,
+${config}`,
     );
   }
 
