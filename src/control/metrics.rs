@@ -104,6 +104,12 @@ impl Collector for Room {
             let metric = encoder.encode_descriptor(name, text, None, MetricType::Gauge)?;
             ConstGauge::new(value.load(Relaxed)).encode(metric)?;
         }
+        let text = "webhook events by what became of them, each counted for every address";
+        let mut metric = encoder.encode_descriptor("postern_webhook_events", text, None, MetricType::Counter)?;
+        for (outcome, value) in [("delivered", &self.0.webhooks_delivered), ("dropped", &self.0.webhooks_dropped)] {
+            let count = ConstCounter::new(value.load(Relaxed).unsigned_abs());
+            count.encode(metric.encode_family(&[("outcome", outcome)])?)?;
+        }
         Ok(())
     }
 }

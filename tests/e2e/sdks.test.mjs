@@ -193,3 +193,26 @@ test("Python and Node SDKs: media both ways, text, calls between them and to a p
   await until("ada is alone", 10_000, async () => (await ada.ask(() => window.room.remoteParticipants.size)) === 0);
   await ada.close();
 });
+
+test("garbage, oversized and half-valid requests and frames: each answered or refused, and memory stays", TEST, async () => {
+  const memory = () => Number(lab.in(lab.names.server, "sh", "-c", "grep VmRSS /proc/$(pgrep -f 'postern run' | head -1)/status").match(/\d+/)[0]);
+  const run = async (seed) => {
+    const child = start(process.execPath, [client("garbage.mjs"), DOMAIN, server.token("garbage", "mallory"), String(seed)], "the garbage");
+    await child.says("{", 120_000);
+    assert.match(child.said, /^\{.*\}\s*$/, child.said);
+    return JSON.parse(child.said);
+  };
+  await run(1);
+  const before = memory();
+  const counts = await run(Date.now() % 1_000_000);
+  const after = memory();
+  const http = Object.entries(counts).filter(([what]) => what.startsWith("http"));
+  const signal = Object.entries(counts).filter(([what]) => what.startsWith("signal"));
+  // What is too long is refused while it is still being written: the writer may see the end of the connection first.
+  assert.ok(http.every(([what]) => /^http (2\d\d|4\d\d|501|EPIPE|ECONNRESET)$/.test(what)), JSON.stringify(counts));
+  assert.ok(["EPIPE", "ECONNRESET"].reduce((sum, code) => sum + (counts[`http ${code}`] ?? 0), 0) < 60, JSON.stringify(counts));
+  assert.ok(signal.every(([what]) => /^signal (pong|closed (1000|1003|1009|1006|1005)|status 429)$/.test(what)), JSON.stringify(counts));
+  assert.equal(http.reduce((sum, [, n]) => sum + n, 0), 600);
+  assert.ok(after < before * 1.1 + 2_048, `${before} KiB became ${after} KiB`);
+  await until("nobody is left", 30_000, () => server.metrics().get("postern_participants") === 0);
+});

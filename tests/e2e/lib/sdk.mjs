@@ -87,6 +87,19 @@ export class SdkPage {
     });
   }
 
+  /** Waits until pictures and sound flow: both grow within a tenth of a second or so. */
+  async flows(withinMs) {
+    let before = await this.received();
+    await until(`${this.name} has media`, withinMs, async () => {
+      const now = await this.received();
+      const grew = now.frames > before.frames && now.audio > before.audio;
+      before = now;
+      return grew;
+    }).catch((error) => {
+      throw new Error(`${error.message}\n${JSON.stringify(before)}\n${this.said.slice(-30).join("\n")}`);
+    });
+  }
+
   /** Waits until new frames are decoded and new sound arrives. */
   async seesAndHears(withinMs = 30_000) {
     const before = await this.received();

@@ -1,0 +1,102 @@
+// What goes wrong in offices: cables pulled, firewalls that change their mind, connections cut, servers restarted. The SDK
+// comes back by itself, with media, and soon.
+
+import assert from "node:assert/strict";
+import { after, before, test } from "node:test";
+import { startChromium } from "./lib/browsers.mjs";
+import { Lab } from "./lib/net.mjs";
+import { SdkPage } from "./lib/sdk.mjs";
+import { Server } from "./lib/server.mjs";
+import { until } from "./lib/until.mjs";
+
+const TEST = { timeout: 180_000 };
+// Functional runs have generous limits; those of quality hold on a machine that does nothing else: `make scenarios`.
+const limit = (quality, generous) => (process.env.POSTERN_SCENARIOS === "1" ? quality : generous);
+let lab, server, atHome, inOffice, ada, bob;
+
+before(async () => {
+  lab = new Lab();
+  await lab.settled();
+  server = new Server(lab, { workers: 2 });
+  await server.start();
+  lab.firewall("open");
+  atHome = await startChromium(lab, server, "home");
+  inOffice = await startChromium(lab, server, "office");
+}, { timeout: 60_000 });
+
+after(async () => {
+  await Promise.allSettled([atHome?.close(), inOffice?.close()]);
+  lab?.close();
+});
+
+async function call(room, options = {}) {
+  lab.firewall("open");
+  [ada, bob] = await Promise.all([SdkPage.open(inOffice, "livekit-client", "ada"), SdkPage.open(atHome, "livekit-client", "bob")]);
+  await Promise.all([ada.connect(server.token(room, "ada"), options), bob.connect(server.token(room, "bob"))]);
+  await Promise.all([ada.publish(), bob.publish()]);
+  await Promise.all([ada.seesAndHears(), bob.seesAndHears()]);
+}
+
+async function hangUp() {
+  await Promise.all([ada.close(), bob.close()]);
+}
+
+/** How long it takes from now until both see and hear new pictures and sound; and what the SDK went through meanwhile. */
+async function back(what, withinMs, test) {
+  const start = performance.now();
+  await Promise.all([ada.flows(60_000), bob.flows(60_000)]).catch(async (error) => {
+    const look = () => [...window.room.remoteParticipants.values()].map((p) => [p.identity, ...[...p.trackPublications.values()].map((t) => `${t.trackSid} ${t.kind} ${t.isSubscribed} ${t.isMuted}`)].join(" "));
+    const own = () => [...window.room.localParticipant.trackPublications.values()].map((t) => `${t.trackSid} ${t.kind} ${t.isMuted}`);
+    const stats = async () => [...(await window.pcs.at(-1).getStats()).values()].filter((r) => /bound-rtp/.test(r.type)).map((r) => `${r.type} ${r.kind} ${r.mid} ${r.rid} ${r.packetsSent ?? r.packetsReceived} ${r.framesDecoded} pli ${r.pliCount} ${r.frameWidth} ${r.active} lim ${r.qualityLimitationReason} kf ${r.keyFramesDecoded ?? r.keyFramesEncoded}`);
+    const seen = await Promise.all([ada, bob].flatMap((p) => [p.ask(look), p.ask(own), p.ask(stats)]));
+    throw new Error(`${error.message.slice(0, 200)}\n${JSON.stringify(seen, undefined, 1)}\n${[...server.metrics()].filter(([n, v]) => v > 0 && /drops|key|forward|thinned/.test(n)).map((m) => m.join(" ")).join("\n")}\n${server.log.slice(-3000)}`);
+  });
+  const took = Math.round(performance.now() - start);
+  const events = (await ada.ask(() => window.events.map(([event]) => event))).filter((e) => /onnect/.test(e));
+  test.diagnostic(`${what}: media again after ${took} ms (${events.slice(-4).join(", ")})`);
+  assert.ok(took < withinMs, `${what}: ${took} ms`);
+}
+
+for (const [seconds, options] of [[5, {}], [30, {}], [30, { singlePeerConnection: false }]]) {
+  test(`a cable pulled for ${seconds} s${options.singlePeerConnection === false ? ", two peer connections" : ""}`, TEST, async (t) => {
+    await call(`cable ${seconds}${JSON.stringify(options)}`, options);
+    const { router } = lab.names;
+    lab.in(router, "ip", "link", "set", "office", "down");
+    const pulled = performance.now();
+    await until("the time is up", 40_000, () => performance.now() - pulled >= seconds * 1000);
+    lab.in(router, "ip", "link", "set", "office", "up");
+    await back(`cable, ${seconds} s`, limit(2_000, 20_000), t);
+    await hangUp();
+  });
+}
+
+test("a firewall that closes UDP and then all but TLS, in mid call", TEST, async (t) => {
+  await call("firewall");
+  lab.firewall("port");
+  await back("from udp to tcp", limit(6_000, 25_000), t);
+  await until("the server sees tcp", 10_000, async () => (await bob.ask(() => [...window.room.remoteParticipants.values()][0].attributes["postern.path"])) === "tcp");
+  lab.firewall("tls");
+  await back("from tcp to tls", limit(10_000, 25_000), t);
+  await until("the server sees tls", 15_000, async () => (await bob.ask(() => [...window.room.remoteParticipants.values()][0].attributes["postern.path"])) === "relay/tls");
+  await hangUp();
+});
+
+test("signalling alone is cut: media never stops", TEST, async () => {
+  await call("signalling");
+  const before = await ada.received();
+  lab.in(lab.names.server, "ss", "-K", "dst", "10.99.1.2");
+  await until("ada has resumed", 15_000, async () => (await ada.events("signalReconnecting")).length > 0 && (await ada.ask(() => window.room.state)) === "connected");
+  assert.equal((await ada.events("reconnecting")).length, 0, "media was not touched");
+  await Promise.all([ada.flows(5_000), bob.flows(5_000)]);
+  assert.equal((await bob.events("participantDisconnected")).length, 0, "nobody saw her leave");
+  assert.ok((await ada.received()).frames > before.frames);
+  await hangUp();
+});
+
+test("the server is restarted", TEST, async (t) => {
+  await call("restart");
+  await server.stop();
+  await server.start();
+  await back("restart", limit(10_000, 30_000), t);
+  await hangUp();
+});
