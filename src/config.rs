@@ -29,11 +29,13 @@ pub struct Server {
     pub domain: String,
     /// Worker threads; 0 is one per core.
     pub workers: u8,
+    /// Web origins whose pages may use the server, such as "https://app.example.eu"; empty is every one. Its own page always may.
+    pub allowed_origins: Vec<String>,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { domain: "localhost".into(), workers: 0 }
+        Self { domain: "localhost".into(), workers: 0, allowed_origins: Vec::new() }
     }
 }
 
@@ -294,6 +296,17 @@ impl Config {
                 "write the public name alone, such as \"meet.example.eu\"",
             );
         }
+        let is_origin = |o: &&String| {
+            let host = o.strip_prefix("https://").or_else(|| o.strip_prefix("http://"));
+            host.is_some_and(|h| !h.is_empty() && !h.contains('/'))
+        };
+        if let Some(origin) = self.server.allowed_origins.iter().find(|o| !is_origin(o)) {
+            return refuse(
+                "server.allowed_origins",
+                format!("{origin:?}"),
+                "write scheme and host without a path, such as \"https://app.example.eu\"",
+            );
+        }
         if self.keys.is_empty() {
             return refuse("keys", "no API key".into(), "run `postern keys` and put its line under [keys]");
         }
@@ -378,6 +391,7 @@ mod tests {
             ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
             ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "tls.mode"),
             ("keys = { a = \"b\" }\n[turn]\nrelay_ports = [9, 8]", "turn.relay_ports: [9, 8]"),
+            ("keys = { a = \"b\" }\n[server]\nallowed_origins = [\"app.example.eu/\"]", "server.allowed_origins: \"app.example.eu/\""),
             ("keys = { a = \"b\" }\n[webhooks]\nurls = [\"app.example.eu\"]", "webhooks.urls: \"app.example.eu\""),
             ("keys = { a = \"b\" }\n[webhooks]\napi_key = \"c\"", "webhooks.api_key: \"c\" is not under [keys]"),
             ("keys = { a = \"b\" }\n[log]\nlevel = \"loud\"", "log.level: \"loud\""),

@@ -35,7 +35,7 @@ pub struct Args {
 
 pub fn execute(args: &Args) -> Result<(), String> {
     let mut config = Config {
-        server: Server { domain: "localhost".into(), workers: args.workers },
+        server: Server { domain: "localhost".into(), workers: args.workers, ..Server::default() },
         network: Network {
             bind_addresses: vec![args.bind],
             edge_tcp_ports: vec![args.edge_port],

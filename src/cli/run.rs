@@ -149,6 +149,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         rooms: Mutex::new(rooms),
         keys: keys.clone(),
         host: (!extras.is_dev).then(|| config.server.domain.clone()),
+        origins: config.server.allowed_origins.clone(),
         message_max: config.limits.message_bytes,
         join_request_max: config.limits.join_request_bytes,
         by_address: Rate::new(config.limits.joins_per_second_per_address),
@@ -241,9 +242,7 @@ impl Plane<'_> {
             None => None,
         };
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
-        if let Some(deliverer) = self.deliverer {
-            tokio::spawn(deliverer.run());
-        }
+        let telling = self.deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
         if let Some(listener) = http_listener {
             let router = secure.clone();
             tokio::spawn(async move {
@@ -280,6 +279,9 @@ impl Plane<'_> {
         tracing::info!("stopping: everybody is told to come back");
         lifecycle.enter(Phase::Stopping);
         self.front.rooms().close_all();
+        if let Some(telling) = telling {
+            let _ = tokio::time::timeout(GOODBYE_WITHIN, telling).await;
+        }
         // The goodbyes are in the clients' queues; their connections close once they are written.
         let _ = tokio::time::timeout(GOODBYE_WITHIN, async {
             while Arc::strong_count(&self.front) > 2 {

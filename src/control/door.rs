@@ -24,6 +24,8 @@ const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request's headers may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 
+/// Requests of one HTTP/2 connection at a time.
+const STREAMS_MAX: u32 = 32;
 /// How often an idle HTTP/2 connection is asked whether it is there.
 const KEEP_ALIVE: Duration = Duration::from_secs(20);
 
@@ -62,7 +64,12 @@ async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'stat
     let service = TowerToHyperService::new(router.layer(Extension(Peer(remote))));
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
-    builder.http2().timer(TokioTimer::new()).keep_alive_interval(KEEP_ALIVE).keep_alive_timeout(KEEP_ALIVE);
+    builder
+        .http2()
+        .max_concurrent_streams(STREAMS_MAX)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEP_ALIVE)
+        .keep_alive_timeout(KEEP_ALIVE);
     if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::trace!(%error, "an HTTP connection ended");
     }

@@ -18,14 +18,14 @@ pub mod whip;
 
 use auth::Keys;
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Extension, Request, State};
-use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::extract::{Extension, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, patch, post};
 use signal::Front;
 use std::sync::Arc;
-use tower_http::cors::CorsLayer;
+use tower_http::cors::{AllowHeaders, CorsLayer};
 
 /// Everything that apps and browsers ask for. `dev_keys` adds the page's own way to a token.
 pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
@@ -33,32 +33,46 @@ pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
         .route("/whip/v1", post(whip::publish))
         .route("/whep/v1", post(whip::play))
         .route("/whip/v1/{resource}", patch(whip::patch).delete(whip::end))
-        .route("/whep/v1/{resource}", patch(whip::patch).delete(whip::end))
-        .layer(DefaultBodyLimit::max(whip::BODY_MAX));
+        .route("/whep/v1/{resource}", patch(whip::patch).delete(whip::end));
+    // Authorization is never meant by `*`: what a page asks to send is mirrored.
+    let cors = CorsLayer::permissive().allow_headers(AllowHeaders::mirror_request());
     let api = Router::new()
         .route("/rtc", get(signal::connect))
         .route("/rtc/validate", get(signal::validate))
         .route("/rtc/v1", get(signal::connect_v1))
         .route("/rtc/v1/validate", get(signal::validate_v1))
-        .route("/twirp/{service}/{method}", post(service::call).layer(DefaultBodyLimit::max(service::REQUEST_MAX)))
+        .route("/twirp/{service}/{method}", post(service::call))
         .merge(offers)
-        .layer(from_fn_with_state(Arc::clone(&front), count_requests))
+        .layer(from_fn_with_state(Arc::clone(&front), admit))
         .with_state(front);
-    let mut router = Router::new().route("/", get(web::index)).route("/assets/{*path}", get(web::asset)).merge(api);
+    let description = ([(header::CONTENT_TYPE, "application/yaml")], include_str!("../../docs/openapi.yaml"));
+    let mut router = Router::new()
+        .route("/openapi.yaml", get(|| async { description }))
+        .route("/", get(web::index))
+        .route("/assets/{*path}", get(web::asset))
+        .merge(api);
     if let Some(keys) = dev_keys {
         router = router.route("/dev/token", get(web::dev_token).with_state(Arc::new(keys)));
     }
     // Without CORS on every answer a browser hides the status, and the SDK cannot tell 401 from a dead server.
-    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(CorsLayer::permissive()).layer(from_fn(whip::describe))
+    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(cors).layer(from_fn(whip::describe))
 }
 
-/// Holds up addresses that ask too often, before anything is looked at.
-async fn count_requests(
+/// Holds up pages of other origins and addresses that ask too often, before anything is looked at.
+async fn admit(
     State(front): State<Arc<Front>>,
     Extension(door::Peer(peer)): Extension<door::Peer>,
-    request: Request,
+    mut request: Request,
     next: Next,
 ) -> Response {
+    // HTTP/2 has the name in a field of its own.
+    if let Some(name) = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok()) {
+        request.headers_mut().entry(header::HOST).or_insert(name);
+    }
+    if !front.admits_origin(request.headers()) {
+        return (StatusCode::FORBIDDEN, "pages of this origin may not use this server; server.allowed_origins names those that may")
+            .into_response();
+    }
     if front.admits_address(peer.ip()) {
         return next.run(request).await;
     }

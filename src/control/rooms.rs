@@ -30,7 +30,7 @@ use crate::base::id::{RoomId, SessionId, Ssrc, TrackId, WorkerId};
 use crate::crypto::SecretRng;
 use crate::engine::ice::Credentials;
 use crate::engine::turn_auth::Secrets;
-use crate::session::negotiate::Candidates;
+use crate::session::negotiate::{Candidates, Playout};
 use crate::shard::mail::{Command, PathKind, Report};
 use crate::wire::rtp::Codec;
 use crate::wire::sdp::{Kind, SdpError};
@@ -91,6 +91,8 @@ pub enum JoinError {
     RoomMissing,
     #[error("the room is full")]
     RoomFull,
+    #[error("the token does not allow this: WHIP needs canPublish or canPublishSources, WHEP canSubscribe")]
+    NotAllowed,
     #[error("this token was revoked: the participant was removed from the room")]
     Revoked,
     #[error("name, metadata or attributes are too long")]
@@ -161,6 +163,8 @@ pub(super) struct Sections {
     /// How often a section for AV1 was asked for in vain: a client that has none gets the track in any.
     pub(super) described_asked: u8,
     pub(super) has_offered: bool,
+    /// How many the last offer had.
+    pub(super) offered: usize,
 }
 
 /// How a participant is talked to.
@@ -201,6 +205,8 @@ pub(super) struct Participant {
     pub(super) one_shot: Option<one_shot::OneShot>,
     pub(super) data_tracks: Vec<data::DataTrack>,
     pub(super) path: Option<PathKind>,
+    /// The way that fell silent last, and when, until it is seen what the client found instead.
+    pub(super) silent: Option<(PathKind, Instant)>,
     pub(super) scores: Scores,
 }
 
@@ -228,6 +234,8 @@ struct Room {
     info: proto::Room,
     /// Sound and picture of one source are to be played together.
     sync_streams: bool,
+    /// How long pictures are to be held back.
+    playout: Option<Playout>,
     participants: Vec<Participant>,
     /// Who left lately: a client whose signalling was away is told on its return.
     departed: Vec<(Instant, proto::ParticipantInfo)>,
@@ -387,6 +395,7 @@ impl Rooms {
         match report {
             Report::Live { session, profile } => self.went_live(session, profile),
             Report::Path { session, kind } => {
+                self.way_found(session, kind);
                 if let Some(p) = self.participant(session) {
                     p.path = Some(kind);
                     let before = p.info.attributes.insert(PATH_ATTRIBUTE.into(), kind.name().into());
@@ -396,10 +405,11 @@ impl Rooms {
                     }
                 }
             }
-            Report::Silent { session } => self.fell_silent(session),
+            Report::Silent { session, was_busy } => self.fell_silent(session, was_busy),
             Report::Ended { session, end, detail } => self.media_ended(session, end, &detail),
             Report::LastMessage { session, sequence } => self.resumed(session, sequence),
             Report::Speakers { room, changes } => self.speakers_changed(room, &changes),
+            Report::StreamState { session, track, is_paused } => self.stream_state(session, track, is_paused),
             Report::Quality { session, sample } => self.sampled(session, sample),
             Report::Data { session, bytes } => self.data_for_server(session, &bytes),
         }
@@ -431,3 +441,6 @@ fn room_info(room: &Room) -> proto::Room {
         ..room.info.clone()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,17 +10,20 @@
 use super::auth::{Claims, Denied};
 use super::rooms::{Admin, Failure, Later};
 use super::signal::Front;
-use axum::body::Bytes;
-use axum::extract::{Path, State};
+use axum::body::{Body, Bytes};
+use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use livekit_protocol as proto;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDescriptor, SerializeOptions};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 /// Longest request, bytes.
 pub const REQUEST_MAX: usize = 10 * 1024 * 1024;
+/// How long a request's body may take.
+const BODY_WITHIN: Duration = Duration::from_secs(10);
 const ROOM_SERVICE: &str = "livekit.RoomService";
 
 /// `livekit_room.proto` and what it imports, as `protoc --include_imports --descriptor_set_out` writes it; the files come
@@ -126,13 +129,8 @@ impl Coat {
 }
 
 /// `POST /twirp/{service}/{method}`.
-pub async fn call(
-    State(front): State<Arc<Front>>,
-    Path((service, method)): Path<(String, String)>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    match answer(&front, &service, &method, &headers, &body).await {
+pub async fn call(State(front): State<Arc<Front>>, Path((service, method)): Path<(String, String)>, request: Request) -> Response {
+    match answer(&front, &service, &method, request).await {
         Ok(response) => response,
         Err(refused) => {
             tracing::info!(service, method, reason = %refused, "a request of the room service was refused");
@@ -141,9 +139,9 @@ pub async fn call(
     }
 }
 
-async fn answer(front: &Front, service: &str, method: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response, Refused> {
+async fn answer(front: &Front, service: &str, method: &str, request: Request) -> Result<Response, Refused> {
     // Nothing is read of a request before its token was verified.
-    let claims = front.keys.verify(bearer(headers)?)?;
+    let claims = front.keys.verify(bearer(request.headers())?)?;
     if service != ROOM_SERVICE {
         return Err(match service {
             "livekit.Egress" | "livekit.Ingress" | "livekit.SIP" | "livekit.AgentDispatchService" => {
@@ -154,13 +152,29 @@ async fn answer(front: &Front, service: &str, method: &str, headers: &HeaderMap,
     }
     let found = POOL.get_service_by_name(ROOM_SERVICE).and_then(|s| s.methods().find(|m| m.name() == method));
     let Some(described) = found else { return Err(Refused::BadRoute(method.into())) };
-    let coat = Coat::of(headers)?;
-    let request = coat.take_off(&described, body)?;
+    let coat = Coat::of(request.headers())?;
+    let body = read(request.into_body(), REQUEST_MAX).await.map_err(|e| match e {
+        Unread::TooLong => Refused::Malformed(format!("longer than {REQUEST_MAX} bytes")),
+        Unread::TooSlow => Failure::DeadlineExceeded("the request did not come in time").into(),
+    })?;
+    let request = coat.take_off(&described, &body)?;
     let response = match dispatch(front, &claims, method, &request)? {
         Outcome::Done(response) => response,
         Outcome::Asked(later) => asked(later).await?,
     };
     coat.put_on(&described, response)
+}
+
+/// Why a body was not read.
+pub enum Unread {
+    TooLong,
+    TooSlow,
+}
+
+/// A whole body, within limits of length and time.
+pub async fn read(body: Body, max: usize) -> Result<Bytes, Unread> {
+    let read = tokio::time::timeout(BODY_WITHIN, axum::body::to_bytes(body, max)).await;
+    read.map_err(|_| Unread::TooSlow)?.map_err(|_| Unread::TooLong)
 }
 
 /// The token of a request: `Authorization: Bearer …`.

@@ -28,6 +28,8 @@ use tokio::sync::mpsc;
 
 /// Silence after which a client's connection is given up; it pings every 5 s.
 const SILENCE: Duration = Duration::from_secs(30);
+/// Messages of one client that are heard in a second.
+const MESSAGES_A_SECOND: u32 = 200;
 /// How long one message may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 
@@ -37,6 +39,8 @@ pub struct Front {
     pub keys: super::auth::Keys,
     /// Name in ICE URLs; `None` takes it from the Host header.
     pub host: Option<String>,
+    /// Web origins whose pages may use the server; empty is every one.
+    pub origins: Vec<String>,
     pub message_max: usize,
     pub join_request_max: usize,
     pub by_address: Rate<IpAddr>,
@@ -46,6 +50,14 @@ pub struct Front {
 impl Front {
     pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a page may use the server: those of the origins that are named, and its own. What is no page has no origin.
+    pub fn admits_origin(&self, headers: &HeaderMap) -> bool {
+        let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
+        let Some(origin) = text(header::ORIGIN).filter(|_| !self.origins.is_empty()) else { return true };
+        let host = origin.split_once("://").map(|(_, host)| host);
+        self.origins.iter().any(|o| o.eq_ignore_ascii_case(origin)) || (host.is_some() && host == text(header::HOST))
     }
 
     /// Whether an address may ask once more.
@@ -167,7 +179,7 @@ impl IntoResponse for Refused {
                 StatusCode::BAD_REQUEST
             }
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
-            Self::Join(JoinError::Revoked) => StatusCode::FORBIDDEN,
+            Self::Join(JoinError::Revoked | JoinError::NotAllowed) => StatusCode::FORBIDDEN,
             Self::Join(JoinError::RoomMissing) | Self::NoWebSocket => StatusCode::NOT_FOUND,
             Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
         };
@@ -322,6 +334,35 @@ async fn write(socket: &mut WebSocket, message: Message) -> bool {
     matches!(tokio::time::timeout(WRITE_WITHIN, socket.send(message)).await, Ok(Ok(())))
 }
 
+/// How much a client has said in the current second.
+struct Pace {
+    since: tokio::time::Instant,
+    count: u32,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { since: tokio::time::Instant::now(), count: 0 }
+    }
+}
+
+impl Pace {
+    fn next(&self) -> tokio::time::Instant {
+        self.since + Duration::from_secs(1)
+    }
+
+    fn count(&mut self) {
+        if tokio::time::Instant::now() >= self.next() {
+            *self = Self::default();
+        }
+        self.count += 1;
+    }
+
+    fn is_full(&self) -> bool {
+        self.count >= MESSAGES_A_SECOND && tokio::time::Instant::now() < self.next()
+    }
+}
+
 /// One client's conversation, until either side ends it.
 async fn converse(
     front: Arc<Front>,
@@ -336,6 +377,7 @@ async fn converse(
     drop(signal);
     let mut said_goodbye = false;
     let mut silent_at = tokio::time::Instant::now() + SILENCE;
+    let mut pace = Pace::default();
     let why = loop {
         tokio::select! {
             down = queue.recv() => {
@@ -350,8 +392,11 @@ async fn converse(
                     break "it was told to leave";
                 }
             }
-            () = tokio::time::sleep_until(silent_at) => break "it is silent",
-            up = socket.recv() => {
+            () = tokio::time::sleep_until(silent_at), if !pace.is_full() => break "it is silent",
+            // Whoever says too much is heard more slowly: what waits fills its connection, not our memory.
+            () = tokio::time::sleep_until(pace.next()), if pace.is_full() => pace = Pace::default(),
+            up = socket.recv(), if !pace.is_full() => {
+                pace.count();
                 let message = match up {
                     Some(Ok(message)) => message,
                     Some(Err(error)) => {

@@ -51,16 +51,35 @@ pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<(
     (published, unpublished)
 }
 
-/// Makes a track of every section in which a client sends that says nothing else of itself (WHIP).
+/// Whether a participant may publish from this source.
+pub(super) fn may_publish(permission: Option<&proto::ParticipantPermission>, source: i32) -> bool {
+    let Some(permission) = permission else { return false };
+    // Nobody could show what comes from somebody that is not there.
+    if permission.hidden {
+        false
+    } else if permission.can_publish_sources.is_empty() {
+        permission.can_publish
+    } else {
+        permission.can_publish_sources.contains(&source)
+    }
+}
+
+/// What a section carries of a client that says nothing else of it.
+pub(super) fn source_of(kind: Kind) -> proto::TrackSource {
+    if kind == Kind::Video { proto::TrackSource::Camera } else { proto::TrackSource::Microphone }
+}
+
+/// Makes a track of every section in which a client may send that says nothing else of itself (WHIP).
 pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl Iterator<Item = (TrackId, String)>, tracks_max: usize) {
     for (section, (id, random)) in offer.sections.iter().zip(names) {
         let is_new = !p.tracks.iter().any(|t| t.mid.as_ref() == Some(&section.mid));
         let sends = section.direction.sends() && !section.is_rejected && !section.formats.is_empty();
-        if section.kind == Kind::Application || !sends || !is_new || p.tracks.len() >= tracks_max {
+        let source = source_of(section.kind);
+        let may = may_publish(p.info.permission.as_ref(), source as i32);
+        if section.kind == Kind::Application || !may || !sends || !is_new || p.tracks.len() >= tracks_max {
             continue;
         }
         let is_video = section.kind == Kind::Video;
-        let source = if is_video { proto::TrackSource::Camera } else { proto::TrackSource::Microphone };
         let quality = [proto::VideoQuality::Low, proto::VideoQuality::Medium, proto::VideoQuality::High];
         let layers = section.rids.iter().zip(quality).map(|(_, q)| proto::VideoLayer { quality: q as i32, ..Default::default() });
         let mime = section.formats[0].format.codec.mime();
@@ -78,8 +97,9 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
     }
 }
 
-/// Gives each subscription without a section a free one.
-pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) {
+/// Gives each subscription without a section a free one. Those that no section of the offer has a codec for are given up;
+/// their sids.
+pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> Vec<String> {
     let is_slot = |s: &&Section| !s.is_rejected && s.direction.receives() && !s.direction.sends() && s.kind != Kind::Application;
     let slots: Vec<&Section> = offer.sections.iter().filter(is_slot).collect();
     for subscription in &mut p.subscriptions {
@@ -120,6 +140,15 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) {
             sections.free_described += u32::from(can_carry(slot, Some(Codec::Av1)));
         }
     }
+    let of_kind = |kind: Kind| offer.sections.iter().filter(move |s| s.kind == kind && !s.is_rejected && !s.formats.is_empty());
+    let has_codec = |section: &Section, codec: Codec| section.formats.iter().any(|f| f.format.codec == codec);
+    let is_hopeless = |s: &Subscription| {
+        let codec = s.codec.filter(|_| of_kind(s.kind).next().is_some());
+        codec.is_some_and(|codec| !of_kind(s.kind).any(|section| has_codec(section, codec)))
+    };
+    let (hopeless, others) = std::mem::take(&mut p.subscriptions).into_iter().partition(is_hopeless);
+    p.subscriptions = others;
+    hopeless.into_iter().map(|s: Subscription| s.sid).collect()
 }
 
 /// AV1's layers cannot be put together without the dependency descriptor, and a browser's first, empty sections lack it.

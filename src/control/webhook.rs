@@ -22,7 +22,7 @@ use livekit_protocol as proto;
 use std::collections::{HashMap, VecDeque};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
@@ -31,7 +31,7 @@ use tokio::task::JoinSet;
 /// Events between the rooms and the deliverer, and those that wait for one room and address.
 const EVENTS_MAX: usize = 8_192;
 const WAITING_MAX: usize = 200;
-/// Deliveries at a time.
+/// Deliveries to one address at a time.
 const DELIVERIES_MAX: usize = 64;
 /// An event that could not be told for so long is dropped.
 const KEPT_FOR: Duration = Duration::from_secs(30);
@@ -45,11 +45,13 @@ const SIGNED_FOR_S: u64 = 300;
 pub struct Events {
     queue: Option<mpsc::Sender<proto::WebhookEvent>>,
     gauges: Arc<Gauges>,
+    /// Events that found the queue full since the last one that did not.
+    missed: Arc<AtomicI32>,
 }
 
 impl Events {
     pub fn none(gauges: Arc<Gauges>) -> Self {
-        Self { queue: None, gauges }
+        Self { queue: None, gauges, missed: Arc::default() }
     }
 
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
@@ -63,12 +65,24 @@ impl Events {
             track,
             id: format!("EV_{}", crate::crypto::SecretRng::system().id_chars(12)),
             created_at: now.as_secs() as i64,
-            ..Default::default()
+            ..with_dropped(self.missed.swap(0, Relaxed))
         };
-        if queue.try_send(event).is_err() {
+        if let Err(refused) = queue.try_send(event) {
+            let (mpsc::error::TrySendError::Full(event) | mpsc::error::TrySendError::Closed(event)) = refused;
+            self.missed.fetch_add(dropped_before(&event) + 1, Relaxed);
             self.gauges.webhooks_dropped.fetch_add(1, Relaxed);
         }
     }
+}
+
+#[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
+fn with_dropped(num_dropped: i32) -> proto::WebhookEvent {
+    proto::WebhookEvent { num_dropped, ..Default::default() }
+}
+
+#[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
+fn dropped_before(event: &proto::WebhookEvent) -> i32 {
+    event.num_dropped
 }
 
 /// Whom to tell, and how to sign.
@@ -76,6 +90,16 @@ pub struct Deliverer {
     queue: mpsc::Receiver<proto::WebhookEvent>,
     teller: Arc<Teller>,
     lines: HashMap<(usize, String), Line>,
+    /// Deliveries under way, by address.
+    busy: Vec<usize>,
+}
+
+/// How one event fared.
+struct Delivered {
+    key: (usize, String),
+    was_told: bool,
+    /// What it told of events before it that were dropped.
+    dropped_before: i32,
 }
 
 /// What one address is to be told of one room.
@@ -112,14 +136,15 @@ pub fn start(urls: &[String], key: &str, keys: &Keys, gauges: &Arc<Gauges>) -> R
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(8).build(https);
     let (sender, queue) = mpsc::channel(EVENTS_MAX);
     let teller = Teller { urls, key: key.to_owned(), keys: keys.clone(), client, gauges: Arc::clone(gauges) };
-    let deliverer = Deliverer { queue, teller: Arc::new(teller), lines: HashMap::new() };
-    Ok((Events { queue: Some(sender), gauges: Arc::clone(gauges) }, Some(deliverer)))
+    let busy = vec![0; teller.urls.len()];
+    let deliverer = Deliverer { queue, teller: Arc::new(teller), lines: HashMap::new(), busy };
+    Ok((Events { queue: Some(sender), gauges: Arc::clone(gauges), missed: Arc::default() }, Some(deliverer)))
 }
 
 impl Deliverer {
     /// Delivers until the rooms are gone and everything is told or dropped.
     pub async fn run(mut self) {
-        let mut deliveries: JoinSet<((usize, String), bool)> = JoinSet::new();
+        let mut deliveries: JoinSet<Delivered> = JoinSet::new();
         let mut is_open = true;
         while is_open || !deliveries.is_empty() {
             tokio::select! {
@@ -127,7 +152,7 @@ impl Deliverer {
                     Some(event) => self.take(&event),
                     None => is_open = false,
                 },
-                Some(Ok((line, was_told))) = deliveries.join_next() => self.ended(&line, was_told),
+                Some(Ok(delivered)) = deliveries.join_next() => self.ended(delivered),
             }
             self.start_some(&mut deliveries);
         }
@@ -147,37 +172,39 @@ impl Deliverer {
         }
     }
 
-    fn ended(&mut self, key: &(usize, String), was_told: bool) {
-        let Some(line) = self.lines.get_mut(key) else { return };
+    fn ended(&mut self, Delivered { key, was_told, dropped_before }: Delivered) {
+        self.busy[key.0] -= 1;
+        let Some(line) = self.lines.get_mut(&key) else { return };
         line.is_busy = false;
         if was_told {
             self.teller.gauges.webhooks_delivered.fetch_add(1, Relaxed);
         } else {
-            line.dropped += 1;
+            // What this event should have told of others is told by the next one.
+            line.dropped += 1 + dropped_before;
             self.teller.gauges.webhooks_dropped.fetch_add(1, Relaxed);
         }
         if line.waiting.is_empty() && line.dropped == 0 {
-            self.lines.remove(key);
+            self.lines.remove(&key);
         }
     }
 
-    fn start_some(&mut self, deliveries: &mut JoinSet<((usize, String), bool)>) {
+    fn start_some(&mut self, deliveries: &mut JoinSet<Delivered>) {
         for (key, line) in &mut self.lines {
-            if deliveries.len() >= DELIVERIES_MAX {
-                return;
-            }
-            if line.is_busy {
+            // An address that does not answer holds up none but its own.
+            if line.is_busy || self.busy[key.0] >= DELIVERIES_MAX {
                 continue;
             }
             let Some((since, mut event)) = line.waiting.pop_front() else { continue };
             #[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
             let dropped = &mut event.num_dropped;
-            *dropped = std::mem::take(&mut line.dropped);
+            *dropped += std::mem::take(&mut line.dropped);
+            let dropped_before = *dropped;
             line.is_busy = true;
+            self.busy[key.0] += 1;
             let (teller, key) = (Arc::clone(&self.teller), key.clone());
             deliveries.spawn(async move {
                 let was_told = teller.tell(key.0, since, &event).await;
-                (key, was_told)
+                Delivered { key, was_told, dropped_before }
             });
         }
         // Rooms with nothing left to say; what they dropped is remembered for the next event, within limits.

@@ -9,12 +9,10 @@
 //! Tokens are those of the room protocol, as `Authorization: Bearer`, for the session too: its URL alone opens nothing.
 
 use super::auth::{Claims, Denied};
-use super::door::Peer;
 use super::rooms::{JoinError, Purpose, Restarted, Whole};
-use super::service::bearer;
+use super::service::{Unread, bearer, read};
 use super::signal::{Front, host_of};
-use axum::body::Bytes;
-use axum::extract::{Extension, Path, Query, Request, State};
+use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -35,10 +33,10 @@ enum Refused {
     Denied(#[from] Denied),
     #[error("too many requests; try again in a second")]
     TooMany,
-    #[error("the token does not allow publishing")]
-    MayNotPublish,
-    #[error("the token does not allow subscribing")]
-    MayNotSubscribe,
+    #[error("the body is longer than {BODY_MAX} bytes")]
+    TooLong,
+    #[error("the body did not come in time")]
+    TooSlow,
     #[error("Content-Type must be {0}")]
     WrongType(&'static str),
     #[error(transparent)]
@@ -60,7 +58,9 @@ impl IntoResponse for Refused {
         let status = match &self {
             Self::Denied(denied) => StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::UNAUTHORIZED),
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
-            Self::MayNotPublish | Self::MayNotSubscribe | Self::Join(JoinError::Revoked) => StatusCode::FORBIDDEN,
+            Self::Join(JoinError::Revoked | JoinError::NotAllowed) => StatusCode::FORBIDDEN,
+            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::WrongType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Join(JoinError::RoomMissing) | Self::NoSession => StatusCode::NOT_FOUND,
             Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
@@ -90,23 +90,17 @@ pub struct Wanted {
     participant: Option<String>,
 }
 
-pub async fn publish(State(front): State<Arc<Front>>, Extension(Peer(peer)): Extension<Peer>, headers: HeaderMap, body: Bytes) -> Response {
-    open(&front, peer, Purpose::Publish, &headers, &body)
+pub async fn publish(State(front): State<Arc<Front>>, request: Request) -> Response {
+    open(&front, Purpose::Publish, request).await
 }
 
-pub async fn play(
-    State(front): State<Arc<Front>>,
-    Extension(Peer(peer)): Extension<Peer>,
-    Query(Wanted { participant }): Query<Wanted>,
-    headers: HeaderMap,
-    body: Bytes,
-) -> Response {
-    open(&front, peer, Purpose::Play { of: participant }, &headers, &body)
+pub async fn play(State(front): State<Arc<Front>>, Query(Wanted { participant }): Query<Wanted>, request: Request) -> Response {
+    open(&front, Purpose::Play { of: participant }, request).await
 }
 
-fn open(front: &Front, peer: std::net::SocketAddr, purpose: Purpose, headers: &HeaderMap, body: &Bytes) -> Response {
+async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
     let base = if purpose == Purpose::Publish { "/whip/v1/" } else { "/whep/v1/" };
-    let opened = try_open(front, peer, purpose, headers, body);
+    let opened = try_open(front, purpose, request).await;
     match opened.map(|whole| created(base, whole)) {
         Ok(response) => response,
         Err(refused) => {
@@ -116,24 +110,27 @@ fn open(front: &Front, peer: std::net::SocketAddr, purpose: Purpose, headers: &H
     }
 }
 
-fn try_open(front: &Front, peer: std::net::SocketAddr, purpose: Purpose, headers: &HeaderMap, body: &Bytes) -> Result<Whole, Refused> {
-    let claims = front.keys.verify_join(bearer(headers)?)?;
+async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<Whole, Refused> {
+    // Nothing is read of a request before its token was verified.
+    let claims = front.keys.verify_join(bearer(request.headers())?)?;
     if !front.admits_joiner(&claims) {
         return Err(Refused::TooMany);
     }
-    let publishes = purpose == Purpose::Publish;
-    if publishes && (claims.video.hidden || !claims.video.can_publish.unwrap_or(true)) {
-        return Err(Refused::MayNotPublish);
-    }
-    if !publishes && !claims.video.can_subscribe.unwrap_or(true) {
-        return Err(Refused::MayNotSubscribe);
-    }
-    expect_type(headers, SDP)?;
-    let offer = std::str::from_utf8(body).map_err(|_| Refused::NoText)?;
-    let host = front.host.clone().unwrap_or_else(|| host_of(headers));
-    let whole = front.rooms().open(claims, purpose, &host, offer)?;
-    tracing::info!(session = whole.session.0, publishes, remote = %peer.ip(), "an offer over HTTP was answered");
+    expect_type(request.headers(), SDP)?;
+    let host = front.host.clone().unwrap_or_else(|| host_of(request.headers()));
+    let offer = text(request).await?;
+    let whole = front.rooms().open(claims, purpose, &host, &offer)?;
+    tracing::info!(session = whole.session.0, "an offer over HTTP was answered");
     Ok(whole)
+}
+
+/// The body of a request as text.
+async fn text(request: Request) -> Result<String, Refused> {
+    let body = read(request.into_body(), BODY_MAX).await.map_err(|e| match e {
+        Unread::TooLong => Refused::TooLong,
+        Unread::TooSlow => Refused::TooSlow,
+    })?;
+    String::from_utf8(body.into()).map_err(|_| Refused::NoText)
 }
 
 fn expect_type(headers: &HeaderMap, kind: &'static str) -> Result<(), Refused> {
@@ -208,17 +205,19 @@ pub async fn end(State(front): State<Arc<Front>>, Path(resource): Path<String>, 
     }
 }
 
-pub async fn patch(State(front): State<Arc<Front>>, Path(resource): Path<String>, headers: HeaderMap, body: Bytes) -> Response {
-    match try_patch(&front, &resource, &headers, &body) {
+pub async fn patch(State(front): State<Arc<Front>>, Path(resource): Path<String>, request: Request) -> Response {
+    match try_patch(&front, &resource, request).await {
         Ok(response) => response,
         Err(refused) => refused.into_response(),
     }
 }
 
-fn try_patch(front: &Front, resource: &str, headers: &HeaderMap, body: &Bytes) -> Result<Response, Refused> {
-    let (_, session) = session_of(front, headers, resource)?;
-    expect_type(headers, FRAGMENT)?;
-    let fragment = std::str::from_utf8(body).map_err(|_| Refused::NoText)?;
+async fn try_patch(front: &Front, resource: &str, request: Request) -> Result<Response, Refused> {
+    let headers = request.headers().clone();
+    let (_, session) = session_of(front, &headers, resource)?;
+    expect_type(&headers, FRAGMENT)?;
+    let fragment = text(request).await?;
+    let fragment = fragment.as_str();
     let condition = headers.get(header::IF_MATCH).and_then(|v| v.to_str().ok()).ok_or(Refused::NoMatch)?;
     let mut rooms = front.rooms();
     let (ours, theirs) = rooms.generation(session).ok_or(Refused::NoSession)?;

@@ -21,7 +21,7 @@ pub const CONSENT_LIFETIME: Duration = Duration::from_secs(15);
 /// Silence after which a way has probably failed: browsers check their pair every 2.5 s (Chromium) or 5 s (Firefox).
 pub const SILENT_FOR: Duration = Duration::from_secs(8);
 /// The same where so many packets a second came just before.
-pub const BUSY_SILENT_FOR: Duration = Duration::from_secs(3);
+pub const BUSY_SILENT_FOR: Duration = Duration::from_secs(2);
 const BUSY: u32 = 10;
 /// How long a session whose client has described itself waits for the first check.
 pub const FIRST_CHECK_WITHIN: Duration = Duration::from_secs(30);
@@ -48,8 +48,8 @@ pub enum Effect {
     Selected(PathId),
     /// A path that gave way to newer ones.
     Dropped(PathId),
-    /// Nothing has come for some seconds.
-    Silent,
+    /// Nothing has come for some seconds; told once soon where media came just before, and once for everybody.
+    Silent { was_busy: bool },
 }
 
 /// Why a check got no success answer.
@@ -92,8 +92,9 @@ pub struct Ice {
     selected: Option<PathId>,
     last_alive: Instant,
     was_checked: bool,
-    silence_told: bool,
-    /// Since when packets are counted, how many they are, and how many came in the second before.
+    /// How often this silence was told.
+    silence_told: u8,
+    /// Since when media packets are counted, how many they are, and how many came in the second before.
     counting: (Instant, u32, u32),
     first_relayed: Option<Instant>,
 }
@@ -108,7 +109,7 @@ impl Ice {
             selected: None,
             last_alive: now,
             was_checked: false,
-            silence_told: false,
+            silence_told: 0,
             counting: (now, 0, 0),
             first_relayed: None,
         }
@@ -201,7 +202,7 @@ impl Ice {
             self.paths.iter_mut().for_each(|p| p.priority = 0);
         }
         self.was_checked = true;
-        self.alive(now);
+        self.alive(now, 0);
         let priority = check.get_u32(attr::PRIORITY).unwrap_or(0);
         self.validated(now, path, pair_priority(path, priority), check.get(attr::USE_CANDIDATE).is_some(), out);
         Ok(())
@@ -240,19 +241,21 @@ impl Ice {
         out.push(Effect::Selected(path));
     }
 
-    fn alive(&mut self, now: Instant) {
+    /// A sign of life; `media` packets of it.
+    fn alive(&mut self, now: Instant, media: u32) {
         self.last_alive = now;
-        self.silence_told = false;
-    }
-
-    /// Authenticated media came over `path`: a sign of life, and the client's choice once the path is nominated.
-    pub fn media_arrived(&mut self, now: Instant, path: PathId, out: &mut Vec<Effect>) {
-        self.alive(now);
+        self.silence_told = 0;
         let (since, count, _) = &mut self.counting;
-        *count += 1;
+        *count += media;
         if now.since(*since) >= Duration::from_secs(1) {
             self.counting = (now, 0, *count);
         }
+    }
+
+    /// Authenticated media (or, else, feedback) came over `path`: a sign of life, and the client's choice once the path is
+    /// nominated.
+    pub fn media_arrived(&mut self, now: Instant, path: PathId, is_media: bool, out: &mut Vec<Effect>) {
+        self.alive(now, u32::from(is_media));
         if self.selected != Some(path) && self.paths.iter().any(|p| p.id == path && p.is_nominated) {
             self.select(path, out);
         }
@@ -271,9 +274,9 @@ impl Ice {
 
     /// Tells of silence when it is due. Whether the client counts as gone.
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
-        if self.silence_due().is_some_and(|at| at <= now) {
-            self.silence_told = true;
-            out.push(Effect::Silent);
+        while self.silence_due().is_some_and(|at| at <= now) {
+            out.push(Effect::Silent { was_busy: self.is_busy() && self.silence_told == 0 });
+            self.silence_told = if self.is_busy() { self.silence_told + 1 } else { 2 };
         }
         self.expiry().is_some_and(|at| at <= now)
     }
@@ -288,10 +291,14 @@ impl Ice {
         self.silence_due().or(self.expiry())
     }
 
-    fn silence_due(&self) -> Option<Instant> {
+    fn is_busy(&self) -> bool {
         let (_, count, before) = self.counting;
-        let patience = if count.max(before) >= BUSY { BUSY_SILENT_FOR } else { SILENT_FOR };
-        (self.was_checked && !self.silence_told).then_some(self.last_alive + patience)
+        count.max(before) >= BUSY
+    }
+
+    fn silence_due(&self) -> Option<Instant> {
+        let patience = if self.is_busy() && self.silence_told == 0 { BUSY_SILENT_FOR } else { SILENT_FOR };
+        (self.was_checked && self.silence_told < 2).then_some(self.last_alive + patience)
     }
 }
 
@@ -393,7 +400,7 @@ mod tests {
         lab.check(5_000, tcp, &check("srv:cli", "secret", 90, true)).expect("good");
         assert_eq!(lab.ice.selected(), Some(tcp), "a stale one gives way");
         let mut out = Vec::new();
-        lab.ice.media_arrived(Instant::from_millis(5_001), udp(2), &mut out);
+        lab.ice.media_arrived(Instant::from_millis(5_001), udp(2), true, &mut out);
         assert_eq!(out, [Effect::Selected(udp(2))]);
         lab.ice.path_lost(udp(2), &mut out);
         assert_eq!(lab.ice.selected(), Some(tcp));
@@ -432,13 +439,22 @@ mod tests {
         lab.check(1_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
         assert_eq!(lab.ice.deadline(), Some(at(9_000)), "of silence");
         assert!(!lab.ice.wake(at(9_000), &mut lab.out));
-        assert_eq!(lab.out.pop(), Some(Effect::Silent));
+        assert_eq!(lab.out.pop(), Some(Effect::Silent { was_busy: false }));
         assert_eq!(lab.ice.deadline(), Some(at(16_000)), "told once");
         for ms in 10_000..10_050 {
-            lab.ice.media_arrived(at(ms), udp(1), &mut lab.out);
+            lab.ice.media_arrived(at(ms), udp(1), true, &mut lab.out);
         }
-        assert_eq!(lab.ice.deadline(), Some(at(13_049)), "where much came, silence shows sooner");
-        assert!(lab.ice.wake(at(25_049), &mut lab.out));
+        assert_eq!(lab.ice.deadline(), Some(at(12_049)), "where much came, silence shows sooner");
+        lab.ice.wake(at(12_049), &mut lab.out);
+        assert_eq!(lab.out.pop(), Some(Effect::Silent { was_busy: true }));
+        assert_eq!(lab.ice.deadline(), Some(at(18_049)), "and once more");
+        // Media has stopped on purpose: checks alone come, and are waited for as with everybody.
+        for ms in [12_100, 13_200, 14_300] {
+            lab.check(ms, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
+        }
+        assert_eq!(lab.ice.deadline(), Some(at(22_300)));
+        lab.ice.media_arrived(at(10_049 + 5_000), udp(1), true, &mut lab.out);
+        assert!(lab.ice.wake(at(30_049), &mut lab.out));
     }
 
     #[test]

@@ -132,12 +132,12 @@ impl Outbox {
         Self { own, inboxes, rings, to_wake, waiting: VecDeque::new(), broken: HashMap::new() }
     }
 
-    /// Says what was dropped when the ring has no place: datagrams and media; anything else waits for its turn.
+    /// Says what was dropped when the ring has no place: datagrams, media and data tracks; anything else waits for its turn.
     pub fn send(&mut self, to: WorkerId, freight: Freight) -> Result<(), Counter> {
         if let Freight::Parcel(Parcel::Media { media, .. }) = &freight {
             self.may_pass(to, media)?;
         }
-        let is_loose = matches!(freight, Freight::Parcel(Parcel::Datagram { .. } | Parcel::Media { .. }));
+        let is_loose = matches!(freight, Freight::Parcel(Parcel::Datagram { .. } | Parcel::Media { .. } | Parcel::DataTrack { .. }));
         // What must arrive arrives in order: it never overtakes what waits.
         let overtakes = !is_loose && self.waiting.iter().any(|(other, _)| *other == to);
         let refused = if overtakes { Err(freight) } else { self.push(to, freight) };
@@ -145,6 +145,7 @@ impl Outbox {
             Ok(()) => Ok(()),
             Err(Freight::Parcel(Parcel::Datagram { .. })) => Err(Counter::DropRingFull),
             Err(Freight::Parcel(Parcel::Media { .. })) => Err(Counter::RingDropSound),
+            Err(Freight::Parcel(Parcel::DataTrack { .. })) => Err(Counter::DropDataQueue),
             Err(Freight::Parcel(Parcel::Data { .. })) if self.waiting.len() >= WAITING_MAX => Err(Counter::DropDataQueue),
             Err(freight) => {
                 self.waiting.push_back((to, freight));

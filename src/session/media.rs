@@ -5,7 +5,7 @@
 //! Out:  [`Session::forward`] and [`Session::resend`] write one packet into a slot of the egress.
 //! RTCP: receiver reports, round-trip requests and NACKs to publishers; sender reports to hearers.
 
-use super::negotiate::{self, Receive};
+use super::negotiate::{self, Playout, Receive};
 use super::path::{Lag, Thinned, Thinning};
 use super::{Effect, Session, SessionDrop};
 use crate::base::buf::PacketBuf;
@@ -211,7 +211,7 @@ impl Session {
         let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
         let (mut header, len, index) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
         let packet = &packet[..len];
-        self.media_arrived(now, path, out);
+        self.media_arrived(now, path, true, out);
         if self.retired.contains(&header.ssrc) {
             return Err(SessionDrop::UnknownSource);
         }
@@ -445,7 +445,7 @@ impl Session {
     pub fn handle_rtcp(&mut self, now: Instant, path: PathId, packet: &mut [u8], out: &mut Vec<Effect>) -> Result<(), SessionDrop> {
         let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
         let len = receiver.unprotect_rtcp(packet).map_err(SessionDrop::Srtp)?;
-        self.media_arrived(now, path, out);
+        self.media_arrived(now, path, false, out);
         for part in rtcp::packets(&packet[..len]) {
             match part.map_err(|_| SessionDrop::MalformedRtp)? {
                 rtcp::Packet::SenderReport(info, blocks) => {
@@ -522,14 +522,18 @@ impl Session {
     }
 
     /// Whether a picture passes to this hearer although its path lags behind.
-    pub fn thin(&mut self, media: &Media, lag: Lag) -> Thinned {
+    pub fn thin(&mut self, now: Instant, media: &Media, lag: Lag) -> Thinned {
         if !media.format.codec.is_video() {
             return Thinned::Pass;
         }
         let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.plan.track == media.track) else { return Thinned::Pass };
         // A simulcast layer has a clock of its own; its stream starts with a key frame anyhow.
         let starts = media.frame.starts_key_frame && !media.frame.is_late;
-        outgoing.thinning.decide(lag, media.header.timestamp, media.frame.temporal_id == 0, starts)
+        let thinned = outgoing.thinning.decide(lag, media.header.timestamp, media.frame.temporal_id == 0, starts);
+        if let Some(is_paused) = outgoing.thinning.news(now) {
+            self.stream_news.push((media.track, is_paused));
+        }
+        thinned
     }
 
     /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `padded_to` is the payload
@@ -583,7 +587,7 @@ impl Session {
             padding,
             transport: is_numbered.then(|| self.sent.next()),
         };
-        let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
+        let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
         if is_numbered {
             self.sent.push(now);
         }
@@ -614,7 +618,7 @@ impl Session {
         let is_numbered = outgoing.plan.is_numbered() && original.is_some();
         let transport = is_numbered.then(|| self.sent.next());
         let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
-        let len = write(slot, sender, media, packet, &outgoing.plan.extensions, &mapped, payload, &place)?;
+        let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
         if is_numbered {
             self.sent.push(now);
         }
@@ -749,7 +753,7 @@ fn write(
     sender: &Sender,
     media: &Media,
     packet: &[u8],
-    ours: &ExtensionMap,
+    plan: &negotiate::Send,
     mapped: &Mapped,
     payload: &[u8],
     place: &Place,
@@ -762,7 +766,11 @@ fn write(
         timestamp: mapped.timestamp,
         ssrc: place.ssrc,
     };
-    let theirs = media.extensions;
+    let (ours, theirs) = (&plan.extensions, media.extensions);
+    // Ours wins over the publisher's, and is said when a receiver starts: it keeps to what it heard last.
+    let playout = plan.playout.map(Playout::bytes);
+    let said = playout.as_ref().filter(|_| media.frame.starts_key_frame);
+    let said = said.and_then(|value| Some((ours.id(Extension::PlayoutDelay)?, &value[..])));
     let is_renumbered = media.format.codec == Codec::Av1 && media.frame_number.is_some_and(|number| number != mapped.frame_number);
     let descriptor = theirs.id(Extension::DependencyDescriptor).filter(|_| is_renumbered);
     let descriptor = descriptor.and_then(|id| media.header.extensions(packet).find(|(i, _)| *i == id));
@@ -779,12 +787,15 @@ fn write(
     };
     let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
         let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
+        if extension == Extension::PlayoutDelay && playout.is_some() {
+            return None;
+        }
         let value = renumbered.filter(|_| extension == Extension::DependencyDescriptor).unwrap_or(value);
         Some((ours.id(extension)?, value))
     });
     let transport = place.transport.map(u16::to_be_bytes);
     let numbered = transport.as_ref().and_then(|number| Some((ours.id(Extension::TransportCc)?, &number[..])));
-    let extensions = extensions.chain(numbered);
+    let extensions = extensions.chain(said).chain(numbered);
     let header_len = rtp::write_header(slot, fields, media.header.csrcs(packet), extensions)?;
     let mut at = header_len;
     if let Some(original) = place.original {

@@ -124,8 +124,15 @@ pub enum Effect {
     },
     /// A packet of a data track.
     DataTrack(Vec<u8>),
+    /// The client's path takes nothing of a stream any longer, or again.
+    StreamState {
+        track: TrackId,
+        is_paused: bool,
+    },
     /// Nothing has come for some seconds.
-    Silent,
+    Silent {
+        was_busy: bool,
+    },
     /// What the transport was like lately.
     Sampled(Sample),
     /// It ended by itself; the text is for the log.
@@ -174,6 +181,8 @@ pub struct Session {
     rtcp_ssrc: u32,
     report_due: Instant,
     meter: Meter,
+    /// Streams that the client's path stopped or lets go on, to be told.
+    stream_news: Vec<(TrackId, bool)>,
     last_path: Option<PathId>,
     ice_out: Vec<ice::Effect>,
     dtls_out: Vec<dtls::Effect>,
@@ -213,6 +222,7 @@ impl Session {
             rtcp_ssrc,
             report_due: now + REPORT_INTERVAL,
             meter: Meter::default(),
+            stream_news: Vec::new(),
             last_path: None,
             ice_out: Vec::new(),
             dtls_out: Vec::new(),
@@ -329,8 +339,8 @@ impl Session {
         Ok(())
     }
 
-    fn media_arrived(&mut self, now: Instant, path: PathId, out: &mut Vec<Effect>) {
-        self.ice.media_arrived(now, path, &mut self.ice_out);
+    fn media_arrived(&mut self, now: Instant, path: PathId, is_media: bool, out: &mut Vec<Effect>) {
+        self.ice.media_arrived(now, path, is_media, &mut self.ice_out);
         if !self.ice_out.is_empty() {
             self.drain_ice(out);
         }
@@ -431,6 +441,7 @@ impl Session {
                 self.report_due = now + REPORT_INTERVAL;
                 self.report(now, &mut compounds);
                 out.extend(self.meter.take(now, self.round_trip.get()).map(Effect::Sampled));
+                out.extend(self.stream_news.drain(..).map(|(track, is_paused)| Effect::StreamState { track, is_paused }));
             }
         } else if self.report_due <= now {
             self.report_due = now + REPORT_INTERVAL;
@@ -467,7 +478,7 @@ impl Session {
             ice::Effect::Validated(path) => Effect::PathValidated(path),
             ice::Effect::Selected(path) => Effect::PathSelected(path),
             ice::Effect::Dropped(path) => Effect::PathDropped(path),
-            ice::Effect::Silent => Effect::Silent,
+            ice::Effect::Silent { was_busy } => Effect::Silent { was_busy },
         }));
     }
 

@@ -25,6 +25,29 @@ pub struct Local<'a> {
     /// `o=` line: session id, and a version that grows with each answer.
     pub session_id: u64,
     pub version: u64,
+    /// How long clients are to hold pictures back, if the room says so.
+    pub playout: Option<Playout>,
+}
+
+/// Least and greatest delay before a picture is shown, in 10 ms (playout-delay extension): 12 bits each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Playout {
+    min: u16,
+    max: u16,
+}
+
+impl Playout {
+    /// From milliseconds; `None` where nothing is asked for. A greatest delay of 0 is the greatest there is.
+    pub fn from_millis(min: u32, max: u32) -> Option<Self> {
+        let units = |ms: u32| (ms / 10).min(0xFFF) as u16;
+        let max = if max == 0 { 0xFFF } else { units(max.max(min)) };
+        (min > 0 || max < 0xFFF).then_some(Self { min: units(min), max })
+    }
+
+    /// The extension's value.
+    pub fn bytes(self) -> [u8; 3] {
+        [(self.min >> 4) as u8, (self.min << 4) as u8 | (self.max >> 8) as u8, self.max as u8]
+    }
 }
 
 /// Where clients find our media: UDP for everybody, TCP for those whose firewall allows nothing else.
@@ -115,6 +138,8 @@ pub struct Send {
     pub cname: String,
     pub formats: Vec<OfferedFormat>,
     pub extensions: ExtensionMap,
+    /// Said with each key frame.
+    pub playout: Option<Playout>,
 }
 
 impl Send {
@@ -191,6 +216,7 @@ pub fn accept(answer: &Description, local: &Local<'_>, uses: &[Use]) -> Plan {
             cname: cname_of(stream),
             formats: preferred(section, usage),
             extensions,
+            playout: local.playout.filter(|_| section.kind == Kind::Video),
         });
     }
     plan
@@ -246,7 +272,7 @@ fn describe(sections: &[Section], uses: &[Use], local: &Local<'_>, setup: &str, 
                 let port = section.sctp_port.unwrap_or(5000);
                 let _ = write!(sdp, "a=sctp-port:{port}\r\na=max-message-size:{}\r\n", sctp::MESSAGE_MAX);
             }
-            Kind::Audio | Kind::Video => media(&mut sdp, section, usage, plan),
+            Kind::Audio | Kind::Video => media(&mut sdp, section, usage, local, plan),
         }
     }
     sdp
@@ -287,7 +313,7 @@ fn preferred(section: &Section, usage: &Use) -> Vec<OfferedFormat> {
     formats
 }
 
-fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
+fn media(sdp: &mut String, section: &Section, usage: &Use, local: &Local<'_>, plan: &mut Plan) {
     let mut extensions = ExtensionMap::default();
     for (id, extension) in accepted(section, usage) {
         extensions.set(extension, id);
@@ -343,7 +369,8 @@ fn media(sdp: &mut String, section: &Section, usage: &Use, plan: &mut Plan) {
         Use::Send { track, ssrc, rtx, stream, label, .. } => {
             let cname = cname_of(stream);
             sources(sdp, [*ssrc, *rtx], &formats, &cname, &format!("{stream} {label}"));
-            plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, rtx: *rtx, cname, formats, extensions });
+            let playout = local.playout.filter(|_| section.kind == Kind::Video);
+            plan.send.push(Send { mid: section.mid.clone(), track: *track, ssrc: *ssrc, rtx: *rtx, cname, formats, extensions, playout });
         }
         Use::Keep { ssrc, rtx, stream } => sources(sdp, [*ssrc, *rtx], &formats, "postern", &format!("postern {stream}")),
         Use::Data | Use::Idle => {}
@@ -384,7 +411,8 @@ mod tests {
         let credentials = Credentials { ufrag: "00abcdefghij".into(), pwd: "p".repeat(24) };
         let candidates =
             Candidates { udp: vec!["192.0.2.1:443".parse().expect("a literal")], tcp: vec!["192.0.2.1:443".parse().expect("a literal")] };
-        let local = Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2 };
+        let local =
+            Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2, playout: None };
         answer(&Description::parse(offer).expect("Chromium's offer"), &local, uses)
     }
 
@@ -477,7 +505,8 @@ mod tests {
         let uses = [Use::Data, send(1, Codec::Opus), send(2, Codec::Vp8), Use::Idle];
         let credentials = Credentials { ufrag: "00abcdefghij".into(), pwd: "p".repeat(24) };
         let candidates = Candidates::default();
-        let local = Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2 };
+        let local =
+            Local { credentials: &credentials, fingerprint: "AA:BB", candidates: &candidates, session_id: 7, version: 2, playout: None };
         let sdp = offer(&sections, &local, &uses);
         let read = Description::parse(&sdp).expect("well-formed");
         assert_eq!(read.setup, Setup::ActPass);
@@ -498,6 +527,20 @@ mod tests {
         assert_eq!(plan.role, Role::Server);
         assert_eq!(plan.send.iter().map(|s| (s.track, s.formats[0].payload_type)).collect::<Vec<_>>(), [(TrackId(1), 111)]);
         assert_eq!(plan.send[0].formats[0].red.as_ref().map(|(pt, _)| *pt), Some(63));
+    }
+
+    #[test]
+    fn playout_delays_as_the_extension_has_them() {
+        let rows = [
+            (0, 0, None),
+            (100, 0, Some([0x00, 0xAF, 0xFF])),
+            (0, 400, Some([0x00, 0x00, 0x28])),
+            (200, 100, Some([0x01, 0x40, 0x14])),
+            (40_950, 99_999, Some([0xFF, 0xFF, 0xFF])),
+        ];
+        for (min, max, want) in rows {
+            assert_eq!(Playout::from_millis(min, max).map(Playout::bytes), want, "{min} {max}");
+        }
     }
 
     #[test]

@@ -102,7 +102,12 @@ pub struct Thinning {
     newest: Option<(u32, bool)>,
     /// A picture that others depend on was left out: nothing passes before a key frame.
     needs_key_frame: bool,
+    /// Since when nothing passes, and whether that was told.
+    stopped: Option<(Instant, bool)>,
 }
+
+/// How long nothing passes before a stream counts as paused.
+const PAUSED_AFTER: Duration = Duration::from_millis(1000);
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,6 +119,17 @@ pub enum Thinned {
 }
 
 impl Thinning {
+    /// Whether the stream is paused, when that has changed.
+    pub fn news(&mut self, now: Instant) -> Option<bool> {
+        if !self.needs_key_frame {
+            return self.stopped.take().and_then(|(_, was_told)| was_told.then_some(false));
+        }
+        let (since, was_told) = self.stopped.get_or_insert((now, false));
+        let is_due = !*was_told && now.since(*since) >= PAUSED_AFTER;
+        *was_told |= is_due;
+        is_due.then_some(true)
+    }
+
     /// `picture` is its RTP timestamp, `is_base` whether others depend on it.
     pub fn decide(&mut self, lag: Lag, picture: u32, is_base: bool, starts_key_frame: bool) -> Thinned {
         let is_new = self.newest.is_none_or(|(newest, _)| picture.wrapping_sub(newest) as i32 > 0);
@@ -244,6 +260,21 @@ mod tests {
     fn udp() -> Carrier {
         let remote = ClientAddr(([192, 0, 2, 1], 5).into());
         Carrier::Udp { socket: SocketId(0), local: [192, 0, 2, 9].into(), remote }
+    }
+
+    #[test]
+    fn a_stream_that_stands_still_is_paused_until_a_key_frame_passes() {
+        let (mut thinning, at) = (Thinning::default(), Instant::from_millis);
+        assert_eq!(thinning.decide(Lag::FarBehind, 1, true, false), Thinned::LeaveOut);
+        assert_eq!((thinning.news(at(0)), thinning.news(at(999)), thinning.news(at(1_000))), (None, None, Some(true)));
+        assert_eq!(thinning.news(at(5_000)), None, "told once");
+        assert_eq!(thinning.decide(Lag::None, 2, true, true), Thinned::Pass);
+        assert_eq!((thinning.news(at(5_100)), thinning.news(at(5_200))), (Some(false), None));
+        // What passes again soon is no pause.
+        thinning.decide(Lag::FarBehind, 3, true, false);
+        assert_eq!(thinning.news(at(6_000)), None);
+        thinning.decide(Lag::None, 4, true, true);
+        assert_eq!(thinning.news(at(6_500)), None);
     }
 
     #[test]

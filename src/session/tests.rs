@@ -33,7 +33,7 @@ fn end(offer: &str, uses: &[Use]) -> End {
     let anchor = Anchor::new(std::time::Instant::now());
     let mut session = Session::new(at(0), SessionId(1), anchor, identity, &credentials, 7);
     let candidates = Candidates::default();
-    let local = Local { credentials: &credentials, fingerprint: "AA", candidates: &candidates, session_id: 7, version: 2 };
+    let local = Local { credentials: &credentials, fingerprint: "AA", candidates: &candidates, session_id: 7, version: 2, playout: None };
     session.apply(Instant::from_millis(0), answer(&Description::parse(offer).expect("Chromium's offer"), &local, uses).1);
     let (key, salt) = Profile::AeadAes128Gcm.lengths();
     let material: Vec<u8> = (0..2 * (key + salt) as u8).collect();

@@ -232,7 +232,7 @@ impl Shard {
             Carrier::Udp { .. } => (padded_to, passage),
             Carrier::Stream(stream) => {
                 let lag = self.streams.get(&stream).map_or(Lag::None, |s| s.queue.lag(now.mono));
-                match session.thin(media, lag) {
+                match session.thin(now.mono, media, lag) {
                     Thinned::Pass => (0, passage),
                     left_out => {
                         self.counters.count(Counter::ThinnedPackets);

@@ -143,12 +143,20 @@ pub enum Report {
     /// Nothing has come from a client for some seconds.
     Silent {
         session: SessionId,
+        /// Media came just before.
+        was_busy: bool,
     },
     Ended {
         session: SessionId,
         end: End,
         /// For the log.
         detail: String,
+    },
+    /// The client's path takes nothing of a track any longer, or again.
+    StreamState {
+        session: SessionId,
+        track: TrackId,
+        is_paused: bool,
     },
     /// What a transport was like lately.
     Quality {

@@ -19,7 +19,7 @@ pub mod timers;
 use crate::base::buf::{PacketBuf, Pool};
 use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, WorkerId};
 use crate::base::rng::Rng;
-use crate::base::time::{Anchor, Now};
+use crate::base::time::{Anchor, Instant, Now};
 use crate::crypto::SecretRng;
 use crate::engine::dtls::Identity;
 use crate::engine::ice;
@@ -95,6 +95,8 @@ struct Place {
     last_message: u32,
     /// Who gets the packets of its data tracks, by the handle that it sends them under.
     data_routes: HashMap<u16, Vec<(WorkerId, SessionId, u16)>>,
+    /// Messages for the server itself: since when they are counted, and how many.
+    told_server: (Instant, u32),
 }
 
 impl Shard {
@@ -586,7 +588,10 @@ impl Shard {
                 }
                 session::Effect::Data { delivery, bytes } => self.data(now, id, delivery, &bytes),
                 session::Effect::DataTrack(packet) => self.data_track(now, id, packet),
-                session::Effect::Silent => self.effects.push(Effect::Report(Report::Silent { session: id })),
+                session::Effect::StreamState { track, is_paused } => {
+                    self.effects.push(Effect::Report(Report::StreamState { session: id, track, is_paused }));
+                }
+                session::Effect::Silent { was_busy } => self.effects.push(Effect::Report(Report::Silent { session: id, was_busy })),
                 session::Effect::Sampled(sample) => self.effects.push(Effect::Report(Report::Quality { session: id, sample })),
                 session::Effect::Ended(end, detail) => {
                     ended = true;

@@ -4,13 +4,17 @@ use super::counters::Counter;
 use super::mail::{Command, Effect, Parcel, Report};
 use super::{Place, Shard};
 use crate::base::id::{RoomId, SessionId};
-use crate::base::time::Now;
+use crate::base::time::{Duration, Now};
 use crate::engine::sctp;
 use crate::room::Member;
 use crate::session::Session;
 use crate::wire::data_packet::{self, Delivery};
 use crate::wire::data_track;
 use std::collections::HashMap;
+
+/// Longest message to the server itself, bytes: the answer to a call. And how many a participant may send in a second.
+const FOR_SERVER_MAX: usize = 20 * 1024;
+const FOR_SERVER_A_SECOND: u32 = 50;
 
 /// How the identities begin under which the server itself takes part in a room's messages.
 pub const SERVER: &str = "postern:";
@@ -27,7 +31,16 @@ impl Shard {
                 }
                 self.sessions.insert(session, transport);
                 self.table.add_ufrag(&credentials.ufrag, session);
-                self.places.insert(session, Place { room, ufrags: vec![credentials.ufrag], last_message: 0, data_routes: HashMap::new() });
+                self.places.insert(
+                    session,
+                    Place {
+                        room,
+                        ufrags: vec![credentials.ufrag],
+                        last_message: 0,
+                        data_routes: HashMap::new(),
+                        told_server: (now.mono, 0),
+                    },
+                );
                 let member = Member { session, identity, sid, can_publish_data, hears_data, is_live: false };
                 self.rooms.entry(room).or_default().join(member);
                 self.counters.count(Counter::SessionsOpened);
@@ -137,6 +150,9 @@ impl Shard {
         let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
         let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
         if data_packet::destinations(bytes).is_ok_and(|d| d.iter().any(|to| to.starts_with(SERVER))) {
+            if bytes.len() > FOR_SERVER_MAX || !self.may_tell_server(now, from) {
+                return self.counters.count(Counter::DropDataForbidden);
+            }
             return self.effects.push(Effect::Report(Report::Data { session: from, bytes: stamped }));
         }
         for to in room.elsewhere.iter().copied() {
@@ -144,6 +160,16 @@ impl Shard {
             self.effects.push(Effect::Parcel { to, parcel });
         }
         self.pass_data(now, room_id, Some(from), delivery, &stamped);
+    }
+
+    fn may_tell_server(&mut self, now: Now, from: SessionId) -> bool {
+        let Some(place) = self.places.get_mut(&from) else { return false };
+        let (since, count) = &mut place.told_server;
+        if now.mono.since(*since) >= Duration::from_secs(1) {
+            (*since, *count) = (now.mono, 0);
+        }
+        *count += 1;
+        *count <= FOR_SERVER_A_SECOND
     }
 
     /// A stamped message to those of its receivers that are here.

@@ -277,8 +277,14 @@ impl World {
         let candidates = Candidates { udp: vec![MEDIA], tcp: Vec::new() };
         let credentials = self.seats[at].peer.credentials.clone().expect("set at arrival");
         let session = self.seats[at].session;
-        let local =
-            Local { credentials: &credentials, fingerprint: &self.fingerprint, candidates: &candidates, session_id: session.0, version: 1 };
+        let local = Local {
+            credentials: &credentials,
+            fingerprint: &self.fingerprint,
+            candidates: &candidates,
+            session_id: session.0,
+            version: 1,
+            playout: None,
+        };
         let (answer, plan) = negotiate::answer(&offer, &local, &uses);
         self.seats[at].peer.accept(&answer);
         let now = self.time();

@@ -7,9 +7,10 @@ use super::rtp::{Codec, Extension};
 use sdp_types::{Attribute, Media, Session};
 
 /// Longest description that is looked at, bytes.
-pub const LEN_MAX: usize = 256 * 1024;
-/// Most sections of one description.
+pub const LEN_MAX: usize = 1024 * 1024;
+/// Most sections of one description, and those that we let it come to.
 pub const SECTIONS_MAX: usize = 256;
+pub const SECTIONS_USED_MAX: usize = 240;
 
 /// Why a description cannot be answered. The text goes to the app.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -216,3 +216,16 @@ test("garbage, oversized and half-valid requests and frames: each answered or re
   assert.ok(after < before * 1.1 + 2_048, `${before} KiB became ${after} KiB`);
   await until("nobody is left", 30_000, () => server.metrics().get("postern_participants") === 0);
 });
+
+test("the description of the HTTP endpoints is what they do (schemathesis)", { timeout: 300_000 }, async () => {
+  const { AccessToken } = await import("livekit-server-sdk");
+  const token = new AccessToken("devkey", "secret", { identity: "describer" });
+  token.addGrant({ roomJoin: true, roomCreate: true, roomList: true, roomAdmin: true, room: "described" });
+  const args = ["run", `https://${DOMAIN}/openapi.yaml`, "--url", `https://${DOMAIN}`, "--tls-verify", server.authority, "--header", `Authorization: Bearer ${await token.toJwt()}`];
+  // Calls wait for participants, of whom there are none; addresses may ask a hundred times a second, and one participant join ten times.
+  args.push("--rate-limit", "80/s", "--max-examples", "15", "--seed", "7", "--phases", "examples,coverage,fuzzing", "--generation-database", "none", "--no-color");
+  args.push("--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance");
+  const child = start(new URL(".venv/bin/schemathesis", import.meta.url).pathname, args, "schemathesis");
+  const code = await new Promise((resolve) => child.once("exit", resolve));
+  assert.equal(code, 0, child.said.slice(-6000));
+});

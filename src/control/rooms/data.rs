@@ -9,7 +9,7 @@ use livekit_protocol as proto;
 use prost::Message as _;
 use proto::data_packet::Value;
 use proto::request_response::{Reason, Request};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
@@ -18,6 +18,9 @@ const TRACKS_MAX: usize = 64;
 const SUBSCRIBED_MAX: usize = 1_024;
 /// Longest name of a data track, bytes.
 const NAME_MAX: usize = 256;
+/// Longest request for a data track, bytes, and most entries of one change of subscriptions.
+const REQUEST_MAX: usize = 4 * 1024;
+const UPDATES_MAX: usize = 2_048;
 /// Calls of the server's own that wait for an answer.
 const RPCS_MAX: usize = 1_024;
 
@@ -56,6 +59,8 @@ impl Rooms {
             Some((Reason::InvalidHandle, "a handle is a number from 1 to 65535"))
         } else if request.name.is_empty() || request.name.len() > NAME_MAX {
             Some((Reason::InvalidName, "a data track's name has from 1 to 256 bytes"))
+        } else if request.encoded_len() > REQUEST_MAX {
+            Some((Reason::LimitExceeded, "a request for a data track has at most 4 KiB"))
         } else if p.data_tracks.iter().any(|t| t.info.pub_handle == request.pub_handle) {
             Some((Reason::DuplicateHandle, "this handle is in use"))
         } else if p.data_tracks.iter().any(|t| t.info.name == request.name) {
@@ -119,13 +124,19 @@ impl Rooms {
         }
     }
 
-    /// A participant has left: its subscriptions to data tracks go, and those of others to its own.
-    pub(super) fn forget_data_tracks(&mut self, room: &str, gone: &Participant) {
-        let others = self.rooms.get_mut(room).into_iter().flat_map(|r| &mut r.participants);
+    /// A participant hears no data track any longer.
+    pub(super) fn unsubscribe_from_data(&mut self, session: SessionId) {
+        if let Some(name) = self.places.get(&session).cloned() {
+            self.forget_data_hearer(&name, session);
+            self.tell_data_handles(session);
+        }
+    }
+
+    fn forget_data_hearer(&mut self, room: &str, session: SessionId) {
         let mut changed = Vec::new();
-        for p in others {
+        for p in self.rooms.get_mut(room).into_iter().flat_map(|r| &mut r.participants) {
             for track in &mut p.data_tracks {
-                if track.hearers.remove(&gone.session).is_some() {
+                if track.hearers.remove(&session).is_some() {
                     changed.push((p.session, track.info.pub_handle));
                 }
             }
@@ -133,6 +144,11 @@ impl Rooms {
         for (publisher, handle) in changed {
             self.data_hearers_changed(publisher, handle);
         }
+    }
+
+    /// A participant has left: its subscriptions to data tracks go, and those of others to its own.
+    pub(super) fn forget_data_tracks(&mut self, room: &str, gone: &Participant) {
+        self.forget_data_hearer(room, gone.session);
         let hearers: Vec<SessionId> = gone.data_tracks.iter().flat_map(|t| t.hearers.keys().copied()).collect();
         for hearer in hearers {
             self.tell_data_handles(hearer);
@@ -140,7 +156,7 @@ impl Rooms {
     }
 
     pub fn update_data_subscription(&mut self, session: SessionId, request: &proto::UpdateDataSubscription) {
-        for update in &request.updates {
+        for update in request.updates.iter().take(UPDATES_MAX) {
             self.subscribe_data(session, &update.track_sid, update.subscribe);
         }
         self.tell_data_handles(session);
@@ -150,8 +166,11 @@ impl Rooms {
         let Some(room) = self.room_of(session) else { return };
         let Some(me) = room.participants.iter().find(|p| p.session == session) else { return };
         let may = me.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
-        let taken: Vec<u16> =
-            room.participants.iter().flat_map(|p| &p.data_tracks).filter_map(|t| t.hearers.get(&session).copied()).collect();
+        let others = || room.participants.iter().filter(|p| p.session != session).flat_map(|p| &p.data_tracks);
+        if !others().any(|t| t.info.sid == track_sid) {
+            return;
+        }
+        let taken: HashSet<u16> = others().filter_map(|t| t.hearers.get(&session).copied()).collect();
         let free = (1..=u16::MAX).find(|h| !taken.contains(h));
         let publishers = room.participants.iter_mut().filter(|p| p.session != session);
         let found = publishers.flat_map(|p| p.data_tracks.iter_mut().map(|t| (p.session, t))).find(|(_, t)| t.info.sid == track_sid);

@@ -10,20 +10,25 @@ use super::{
 use crate::base::id::{RoomId, SessionId, TrackId, WorkerId};
 use crate::control::auth::Claims;
 use crate::control::tracks::{is_reserved, is_too_long, kind_named, publish_codecs, source_named};
+use crate::control::webhook::Events;
 use crate::engine::ice::Credentials;
 use crate::engine::turn_auth::MINTED_LIFETIME_S;
+use crate::session::negotiate::Playout;
 use crate::shard::mail::{Command, PathKind};
 use crate::shard::table;
 use crate::wire::sdp::Description;
 use livekit_protocol as proto;
 use proto::leave_request::Action;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How often a client gets a fresh token, and how long that is good.
 const TOKEN_INTERVAL: Duration = Duration::from_secs(300);
 const TOKEN_LIFETIME_S: u64 = 600;
 
+/// Abilities that a client may name; everybody is told them.
+const CAPABILITIES_MAX: usize = 32;
 /// Revocations that a room keeps.
 const REVOKED_MAX: usize = 4_096;
 
@@ -122,7 +127,7 @@ impl Rooms {
             kind: kind_named(&claims.kind) as i32,
             version: 1,
             client_protocol: client.client_protocol,
-            capabilities: client.capabilities,
+            capabilities: client.capabilities.into_iter().take(CAPABILITIES_MAX).collect(),
             permission: Some(permission.clone()),
             ..Default::default()
         };
@@ -169,6 +174,7 @@ impl Rooms {
             one_shot: None,
             data_tracks: Vec::<DataTrack>::new(),
             path: None,
+            silent: None,
             scores: Scores::default(),
         };
         if let Some(room) = self.rooms.get_mut(&name) {
@@ -205,6 +211,7 @@ impl Rooms {
             id,
             info,
             sync_streams: config.is_some_and(|c| c.sync_streams),
+            playout: config.and_then(|c| Playout::from_millis(c.min_playout_delay, c.max_playout_delay)),
             participants: Vec::new(),
             departed: Vec::new(),
             late_news: BTreeMap::new(),
@@ -408,7 +415,7 @@ impl Rooms {
         let published = std::mem::take(&mut gone.info.tracks);
         gone.info.data_tracks.clear();
         gone.info.version += 1;
-        for track in &published {
+        for track in published.iter().filter(|_| was_active) {
             self.event("track_unpublished", &name, Some(&gone.info), Some(track));
         }
         self.event(if was_active { "participant_left" } else { "participant_connection_aborted" }, &name, Some(&gone.info), None);
@@ -442,6 +449,8 @@ impl Rooms {
         for name in names {
             self.finish(&name);
         }
+        // Nothing happens any more: whoever tells of it may end.
+        self.around.events = Events::none(Arc::clone(&self.around.gauges));
     }
 
     pub(super) fn refresh_token(&mut self, session: SessionId) {
@@ -451,7 +460,6 @@ impl Rooms {
         p.token_due = mono() + TOKEN_INTERVAL;
         let mut claims = p.claims.clone();
         claims.exp = claims.exp.max(now + TOKEN_LIFETIME_S);
-        claims.nbf = None;
         if let Some(token) = keys.sign(&claims) {
             self.tell(session, Down::RefreshToken(token));
         }

@@ -22,6 +22,8 @@ const NEWS_AT_ONCE: usize = 200;
 const FAILURES: usize = 2;
 const FAILURES_WITHIN: Duration = Duration::from_secs(60);
 const LEFT_OUT_FOR: Duration = Duration::from_secs(600);
+/// A change of ways so long after a silence has nothing to do with it.
+const SILENT_LATELY: Duration = Duration::from_secs(30);
 
 /// Which ways failed somebody lately.
 #[derive(Default)]
@@ -50,8 +52,23 @@ impl Unstable {
         Some(least)
     }
 
+    /// Whether there is anything left to remember.
+    fn is_known(&mut self, now: Instant) -> bool {
+        self.failures.retain(|(at, _)| now.duration_since(*at) < FAILURES_WITHIN);
+        !self.failures.is_empty() || self.least(now) != PathKind::Udp
+    }
+
     fn least(&self, now: Instant) -> PathKind {
         self.least.filter(|(_, until)| *until > now).map_or(PathKind::Udp, |(way, _)| way)
+    }
+}
+
+/// How much stands between a client and us.
+fn rank(way: PathKind) -> u8 {
+    match way {
+        PathKind::Udp | PathKind::RelayUdp => 0,
+        PathKind::Tcp | PathKind::RelayTcp => 1,
+        PathKind::RelayTls => 2,
     }
 }
 
@@ -68,23 +85,39 @@ impl Rooms {
         self.announce(key, true);
         if let Some(name) = self.places.get(&key).cloned() {
             self.event("participant_joined", &name, Some(&info), None);
+            for track in &info.tracks {
+                self.event("track_published", &name, Some(&info), Some(track));
+            }
         }
     }
 
     /// Nothing has come from a transport for some seconds. While signalling works, its client is asked to look for another
     /// way: it would wait much longer by itself.
-    pub(super) fn fell_silent(&mut self, session: SessionId) {
+    pub(super) fn fell_silent(&mut self, session: SessionId, was_busy: bool) {
         let Some(p) = self.participant(session) else { return };
-        let (key, identity, way) = (p.session, p.info.identity.clone(), p.path);
-        let is_reached = p.signal.is_some();
-        tracing::info!(session = session.0, path = way.map(PathKind::name), is_reached, "media is silent");
-        if let (Some(way), Some(room)) = (way, self.room_of(session))
-            && let Some(least) = room.unstable.entry(identity).or_default().failed(mono(), way)
-        {
-            tracing::info!(session = session.0, path = way.name(), from_now_on = least.name(), "a way proves unstable");
+        // Whoever has stopped sending on purpose is told of when everybody would be.
+        if was_busy && !p.tracks.iter().any(|t| t.mid.is_some() && !t.info.muted) {
+            return;
         }
+        let (key, way, is_reached) = (p.session, p.path, p.signal.is_some());
+        p.silent = way.map(|way| (way, mono()));
+        tracing::info!(session = session.0, path = way.map(PathKind::name), is_reached, "media is silent");
         if is_reached {
             self.resume_soon(key, proto::DisconnectReason::ConnectionTimeout);
+        }
+    }
+
+    /// A client has found a way. Where one fell silent before and this one is less direct, that one has failed; where it is the
+    /// same, the network was away for a moment.
+    pub(super) fn way_found(&mut self, session: SessionId, way: PathKind) {
+        let Some(p) = self.participant(session) else { return };
+        let identity = p.info.identity.clone();
+        let recent = p.silent.take().filter(|(_, at)| mono().duration_since(*at) < SILENT_LATELY);
+        let Some((silent, _)) = recent.filter(|(silent, _)| rank(*silent) < rank(way)) else { return };
+        if let Some(room) = self.room_of(session)
+            && let Some(least) = room.unstable.entry(identity).or_default().failed(mono(), silent)
+        {
+            tracing::info!(session = session.0, path = silent.name(), from_now_on = least.name(), "a way proves unstable");
         }
     }
 
@@ -176,7 +209,7 @@ impl Rooms {
         let (mut changed, mut news, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for (name, room) in &mut self.rooms {
             room.departed.retain(|(at, _)| now.duration_since(*at) < 2 * SIGNAL_LOST_FOR);
-            room.unstable.retain(|_, u| !u.failures.is_empty() || u.least(now) != PathKind::Udp);
+            room.unstable.retain(|_, u| u.is_known(now));
             if std::mem::take(&mut room.has_changed) {
                 changed.push((name.clone(), room_info(room)));
             }
@@ -216,6 +249,9 @@ impl Rooms {
 fn overdue(p: &Participant, now: Instant) -> Option<proto::DisconnectReason> {
     if p.resuming.is_none() && p.signal_lost_at.is_some_and(|at| now.duration_since(at) >= SIGNAL_LOST_FOR) {
         return Some(proto::DisconnectReason::SignalClose);
+    }
+    if p.subscriber.as_ref().is_some_and(|s| s.is_overdue(now)) && p.signal.is_some() {
+        return Some(proto::DisconnectReason::MediaFailure);
     }
     // A client may stay without media for as long as it signals and has nothing to send or hear.
     let is_late = !p.is_active() && now.duration_since(p.joined_at) >= ACTIVE_WITHIN;

@@ -1,24 +1,29 @@
 //! Offers and answers: the client's, for what it publishes and, with a single peer connection, hears; and ours, for what
 //! clients with two peer connections hear.
 
-use super::{Dialogue, Down, Participant, Rooms, Transport};
+use super::one_shot::OneShot;
+use super::{Dialogue, Down, Participant, Rooms, Subscription, Transport, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{assign_subscriptions, bind_published, publish_all, subscribe, use_of, uses_of, want};
 use crate::session::negotiate::{self, Candidates, Local, Use};
 use crate::shard::mail::{Command, PathKind};
 use crate::wire::rtp::Codec;
-use crate::wire::sdp::{Description, Kind};
+use crate::wire::sdp::{Description, Kind, SECTIONS_USED_MAX};
 use livekit_protocol as proto;
 use proto::leave_request::Action;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a client may take to answer an offer of ours.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
 /// The peer connection that a client with two hears over. We offer, it answers.
 pub(in crate::control) struct Subscriber {
     pub(super) transport: Transport,
     /// All sections ever offered, in order; the first carries the channels.
     sections: Vec<Offered>,
-    /// The offer that is out.
-    awaits: Option<u32>,
+    /// The offer that is out, and since when.
+    awaits: Option<(u32, Instant)>,
     offers: u32,
     /// Something has changed since that offer.
     is_stale: bool,
@@ -32,6 +37,11 @@ struct Offered {
 }
 
 impl Subscriber {
+    /// Whether an offer has waited too long for its answer.
+    pub(super) fn is_overdue(&self, now: Instant) -> bool {
+        self.awaits.is_some_and(|(_, since)| now.duration_since(since) >= ANSWER_WITHIN)
+    }
+
     pub(super) fn new(transport: Transport) -> Self {
         let channels = Offered { mid: "0".into(), kind: Kind::Application, codec: None, track: None };
         Self { transport, sections: vec![channels], awaits: None, offers: 0, is_stale: false }
@@ -49,14 +59,16 @@ fn assign_offered(p: &mut Participant) -> bool {
     let Some(subscriber) = &mut p.subscriber else { return false };
     let mut has_changed = false;
     for section in &mut subscriber.sections {
-        let is_over = |track: TrackId| !p.subscriptions.iter().any(|s| s.track == track && s.is_allowed);
-        if section.track.is_some_and(is_over) {
+        if section.track.is_some() && carried(&p.subscriptions, section).is_none() {
             section.track = None;
             has_changed = true;
         }
     }
     for waiting in p.subscriptions.iter_mut().filter(|s| s.waits_for_section()) {
         let free = subscriber.sections.iter().position(|s| s.kind == waiting.kind && s.track.is_none());
+        if free.is_none() && subscriber.sections.len() >= SECTIONS_USED_MAX {
+            continue;
+        }
         let at = free.unwrap_or_else(|| {
             let mid = subscriber.sections.len().to_string();
             subscriber.sections.push(Offered { mid, kind: waiting.kind, codec: None, track: None });
@@ -70,13 +82,16 @@ fn assign_offered(p: &mut Participant) -> bool {
     has_changed
 }
 
+/// What a section of our offer carries.
+fn carried<'a>(subscriptions: &'a [Subscription], section: &Offered) -> Option<&'a Subscription> {
+    subscriptions.iter().find(|s| Some(s.track) == section.track && s.mid.as_ref() == Some(&section.mid) && s.is_allowed)
+}
+
 /// What each section of our offer is for.
 fn offered_uses(p: &Participant, subscriber: &Subscriber) -> Vec<Use> {
     let of = |section: &Offered| match section.kind {
         Kind::Application => Use::Data,
-        Kind::Audio | Kind::Video => {
-            p.subscriptions.iter().find(|s| Some(s.track) == section.track && s.is_allowed).map_or(Use::Idle, use_of)
-        }
+        Kind::Audio | Kind::Video => carried(&p.subscriptions, section).map_or(Use::Idle, use_of),
     };
     subscriber.sections.iter().map(of).collect()
 }
@@ -107,7 +122,7 @@ impl Rooms {
     pub(super) fn answer(&mut self, session: SessionId, offer: &Description) -> Option<Answer> {
         let least = self.least_way(session);
         let name = self.places.get(&session)?.clone();
-        let room_id = self.rooms.get(&name)?.id;
+        let (room_id, playout) = self.rooms.get(&name).map(|r| (r.id, r.playout))?;
         let workers = self.workers_of(&name);
         let worker = self.participant(session)?.worker;
         let fresh = self.credentials(worker);
@@ -120,15 +135,13 @@ impl Rooms {
         }
         p.first.remote_ufrag.clone_from(&offer.ufrag);
         p.first.descriptions += 1;
-        p.sections.has_offered = true;
+        (p.sections.has_offered, p.sections.offered) = (true, offer.sections.len());
         p.sections.asked = (0, 0);
-        if p.dialogue == Dialogue::OneShot {
+        if p.one_shot.as_ref().is_some_and(OneShot::publishes) {
             publish_all(p, offer, ids.into_iter().zip(random), tracks_max);
         }
         let (published, unpublished) = bind_published(p, offer);
-        if p.subscriber.is_none() {
-            assign_subscriptions(p, offer);
-        }
+        let refused = if p.subscriber.is_none() { assign_subscriptions(p, offer) } else { Vec::new() };
         let uses = uses_of(p, offer);
         let (credentials, version, key) = (p.first.credentials.clone(), p.first.descriptions, p.session);
         let local = Local {
@@ -137,6 +150,7 @@ impl Rooms {
             candidates: &candidates_for(&self.around.candidates, least),
             session_id: key.0,
             version,
+            playout,
         };
         let (sdp, plan) = negotiate::answer(offer, &local, &uses);
         for (track, worker) in unpublished.iter().flat_map(|t| workers.iter().map(move |w| (t, w))) {
@@ -146,6 +160,7 @@ impl Rooms {
         for (track, is_video) in &published {
             self.mail(worker, Command::Publish { room: room_id, session: key, track: *track, is_video: *is_video });
         }
+        self.cannot_decode(key, refused);
         self.route_assigned(key);
         self.unpublished(key, &unpublished);
         Some(Answer { sdp, credentials })
@@ -177,6 +192,14 @@ impl Rooms {
             (Some(_), _) => self.offer_tracks(session),
             (None, Dialogue::Signal) => self.ask_for_sections(session),
             (None, Dialogue::OneShot) => self.fill_slots(session),
+        }
+    }
+
+    /// Tells a client which tracks it has no codec for.
+    fn cannot_decode(&mut self, session: SessionId, tracks: Vec<String>) {
+        for track_sid in tracks {
+            let err = proto::SubscriptionError::SeCodecUnsupported as i32;
+            self.tell(session, Down::SubscriptionResponse(proto::SubscriptionResponse { track_sid, err }));
         }
     }
 
@@ -213,10 +236,11 @@ impl Rooms {
         let least = self.least_way(session);
         let candidates = candidates_for(&self.around.candidates, least);
         let fingerprint = self.around.fingerprint.clone();
+        let playout = self.room_of(session).and_then(|r| r.playout);
         let Some(p) = self.participant(session) else { return };
         let Some(mut subscriber) = p.subscriber.take() else { return };
         subscriber.offers += 1;
-        subscriber.awaits = Some(subscriber.offers);
+        subscriber.awaits = Some((subscriber.offers, mono()));
         subscriber.is_stale = false;
         subscriber.transport.descriptions += 1;
         let (credentials, id) = (subscriber.transport.credentials.clone(), subscriber.offers);
@@ -228,6 +252,7 @@ impl Rooms {
             candidates: &candidates,
             session_id: subscriber.transport.session.0,
             version: subscriber.transport.descriptions,
+            playout,
         };
         let sdp = negotiate::offer(&sections, &local, &uses);
         let mid_to_track_id = p.subscriptions.iter().filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect();
@@ -239,11 +264,12 @@ impl Rooms {
 
     /// A client's answer to our offer.
     pub fn answered(&mut self, session: SessionId, description: &proto::SessionDescription) {
+        let playout = self.room_of(session).and_then(|r| r.playout);
         let Some(p) = self.participant(session) else { return };
         let (key, worker) = (p.session, p.worker);
         let Some(subscriber) = &mut p.subscriber else { return };
         // Clients of some age do not say which offer they answer.
-        if subscriber.awaits.is_none() || (description.id != 0 && subscriber.awaits != Some(description.id)) {
+        if subscriber.awaits.is_none() || (description.id != 0 && subscriber.awaits.map(|(id, _)| id) != Some(description.id)) {
             return tracing::debug!(session = session.0, id = description.id, "an answer to no offer");
         }
         let answer = match Description::parse(&description.sdp) {
@@ -258,7 +284,8 @@ impl Rooms {
         let (credentials, ear, is_stale) = (subscriber.transport.credentials.clone(), subscriber.transport.session, subscriber.is_stale);
         let Some(subscriber) = p.subscriber.as_ref() else { return };
         let uses = offered_uses(p, subscriber);
-        let local = Local { credentials: &credentials, fingerprint: "", candidates: &Candidates::default(), session_id: 0, version: 0 };
+        let local =
+            Local { credentials: &credentials, fingerprint: "", candidates: &Candidates::default(), session_id: 0, version: 0, playout };
         let plan = negotiate::accept(&answer, &local, &uses);
         let taken: Vec<TrackId> = plan.send.iter().map(|s| s.track).collect();
         let offered = |track: TrackId| uses.iter().any(|u| matches!(u, Use::Send { track: t, .. } if *t == track));
@@ -273,10 +300,7 @@ impl Rooms {
         });
         self.mail(worker, Command::Apply { session: ear, plan: Box::new(plan) });
         self.route_assigned(key);
-        for track_sid in refused {
-            let err = proto::SubscriptionError::SeCodecUnsupported as i32;
-            self.tell(key, Down::SubscriptionResponse(proto::SubscriptionResponse { track_sid, err }));
-        }
+        self.cannot_decode(key, refused);
         if is_stale {
             self.offer_tracks(key);
         }

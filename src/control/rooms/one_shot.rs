@@ -1,10 +1,11 @@
 //! Participants that come with one offer and get one answer: WHIP publishers (RFC 9725) and WHEP players. They stand in a
 //! room like any other; what a player hears is filled into the sections that it came with, as it is published.
 
+use super::joining::permission_of;
 use super::{Arrival, Dialogue, JoinError, Participant, Rooms};
 use crate::base::id::{SessionId, Ssrc};
 use crate::control::auth::Claims;
-use crate::control::tracks::{assign_subscriptions, uses_of};
+use crate::control::tracks::{assign_subscriptions, may_publish, source_of, uses_of};
 use crate::engine::ice::Credentials;
 use crate::session::negotiate::{self, Local};
 use crate::shard::mail::Command;
@@ -53,6 +54,12 @@ pub struct Restarted {
     pub candidates: Vec<String>,
 }
 
+impl OneShot {
+    pub(super) fn publishes(&self) -> bool {
+        self.purpose == Purpose::Publish
+    }
+}
+
 impl Rooms {
     /// A publisher or player comes with its offer.
     pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Whole, JoinError> {
@@ -65,6 +72,15 @@ impl Rooms {
         if !is_fit {
             let way = if purpose == Purpose::Publish { "that is sent" } else { "that only receives" };
             return Err(SdpError::NoUsable(way).into());
+        }
+        let permission = permission_of(&claims);
+        let mut sends = media().filter(|s| s.direction.sends());
+        let may = match purpose {
+            Purpose::Publish => sends.any(|s| may_publish(Some(&permission), source_of(s.kind) as i32)),
+            Purpose::Play { .. } => permission.can_subscribe,
+        };
+        if !may {
+            return Err(JoinError::NotAllowed);
         }
         let settings = proto::ConnectionSettings { auto_subscribe: purpose != Purpose::Publish, ..Default::default() };
         let request = proto::JoinRequest { connection_settings: Some(settings), ..Default::default() };
@@ -119,9 +135,11 @@ impl Rooms {
     pub(super) fn fill_slots(&mut self, session: SessionId) {
         let fingerprint = self.around.fingerprint.clone();
         let candidates = self.around.candidates.clone();
+        let playout = self.room_of(session).and_then(|r| r.playout);
         let Some(p) = self.participant(session) else { return };
         let Some(offer) = p.one_shot.as_ref().map(|o| o.offer.clone()) else { return };
-        assign_subscriptions(p, &offer);
+        // What it cannot decode it does without.
+        drop(assign_subscriptions(p, &offer));
         let (worker, key) = (p.worker, p.session);
         let local = Local {
             credentials: &p.first.credentials,
@@ -129,6 +147,7 @@ impl Rooms {
             candidates: &candidates,
             session_id: key.0,
             version: p.first.descriptions,
+            playout,
         };
         let plan = negotiate::answer(&offer, &local, &uses_of(p, &offer)).1;
         self.mail(worker, Command::Apply { session: key, plan: Box::new(plan) });

@@ -1,8 +1,8 @@
 //! What participants may do, as it changes during a call, and whom publishers let have their tracks.
 
-use super::publishing::may_publish;
 use super::{Down, Rooms};
 use crate::base::id::SessionId;
+use crate::control::tracks::may_publish;
 use crate::shard::mail::Command;
 use livekit_protocol as proto;
 
@@ -84,7 +84,8 @@ impl Rooms {
         grants.can_publish_sources = names.map(|s| s.as_str_name().to_ascii_lowercase()).collect();
         let (key, worker) = (p.session, p.worker);
         let sessions: Vec<SessionId> = p.sessions().collect();
-        let forbidden: Vec<String> = p.tracks.iter().filter(|t| !may_publish(p, t.info.source)).map(|t| t.info.sid.clone()).collect();
+        let forbidden: Vec<String> =
+            p.tracks.iter().filter(|t| !may_publish(Some(&permission), t.info.source)).map(|t| t.info.sid.clone()).collect();
         for session in sessions {
             self.mail(worker, Command::Permit { session, can_publish_data: permission.can_publish_data });
         }
@@ -95,7 +96,10 @@ impl Rooms {
             self.take_data_tracks(key);
         }
         match (before.can_subscribe, permission.can_subscribe) {
-            (true, false) => self.unsubscribe_from_all(key),
+            (true, false) => {
+                self.unsubscribe_from_all(key);
+                self.unsubscribe_from_data(key);
+            }
             (false, true) => {
                 self.subscribe_to_all(key);
                 self.negotiate_hearing(key);

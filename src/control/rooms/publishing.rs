@@ -2,9 +2,10 @@
 
 use super::{Down, Participant, Rooms, Track};
 use crate::base::id::{SessionId, TrackId};
-use crate::control::tracks::{is_reserved, is_too_long, track_info};
+use crate::control::tracks::{is_reserved, is_too_long, may_publish, track_info};
 use crate::shard::mail::Command;
 use livekit_protocol as proto;
+use prost::Message as _;
 use proto::request_response::{Reason, Request};
 
 /// Longest name of a track, bytes.
@@ -12,18 +13,9 @@ const TRACK_NAME_MAX: usize = 256;
 /// Longest client id of a track, bytes: a browser's is a UUID.
 const CID_MAX: usize = 256;
 
-/// Whether a participant may publish from this source.
-pub(super) fn may_publish(p: &Participant, source: i32) -> bool {
-    let permission = p.info.permission.clone().unwrap_or_default();
-    // Nobody could show what comes from somebody that is not there.
-    if permission.hidden {
-        false
-    } else if permission.can_publish_sources.is_empty() {
-        permission.can_publish
-    } else {
-        permission.can_publish_sources.contains(&source)
-    }
-}
+/// Longest request for a track, bytes: all of it is told to everybody.
+const REQUEST_MAX: usize = 16 * 1024;
+const FEATURES_MAX: usize = 16;
 
 impl Rooms {
     /// `AddTrackRequest`: the track gets its sid; it is published once an offer carries it.
@@ -31,10 +23,12 @@ impl Rooms {
         let tracks_max = self.around.tracks_per_participant;
         let (id, random) = (TrackId(self.next_id()), self.secrets.id_chars(12));
         let Some(p) = self.participant(session) else { return };
-        let refusal = if !may_publish(p, request.source) {
+        let refusal = if !may_publish(p.info.permission.as_ref(), request.source) {
             Some((Reason::NotAllowed, "the token does not allow publishing this source"))
         } else if !matches!(proto::TrackType::try_from(request.r#type), Ok(proto::TrackType::Audio | proto::TrackType::Video)) {
             Some((Reason::UnsupportedType, "a track is audio or video"))
+        } else if request.encoded_len() > REQUEST_MAX {
+            Some((Reason::LimitExceeded, "a request for a track has at most 16 KiB"))
         } else if request.name.len() > TRACK_NAME_MAX || request.cid.len() > CID_MAX {
             Some((Reason::LimitExceeded, "a track's name and cid have at most 256 bytes"))
         } else if p.tracks.iter().any(|t| t.mid.is_none() && t.cid == request.cid) {
@@ -87,6 +81,7 @@ impl Rooms {
         let mut found = false;
         own.chain(told).for_each(|info| {
             change(info);
+            info.audio_features.truncate(FEATURES_MAX);
             found = true;
         });
         if found {
@@ -137,6 +132,8 @@ impl Rooms {
         if p.info != after {
             p.claims.name.clone_from(&after.name);
             p.claims.metadata.clone_from(&after.metadata);
+            let own = after.attributes.iter().filter(|(key, _)| !is_reserved(key));
+            p.claims.attributes = own.map(|(key, value)| (key.clone(), value.clone())).collect();
             p.info = after;
             self.announce(session, true);
         }
@@ -157,10 +154,11 @@ impl Rooms {
         let fresh: Vec<proto::TrackInfo> = bound.iter().filter(|t| !p.info.tracks.iter().any(|o| o.sid == t.sid)).cloned().collect();
         p.info.is_publisher = !bound.is_empty();
         p.info.tracks = bound;
-        let info = p.info.clone();
+        let (info, is_active) = (p.info.clone(), p.is_active());
         self.count();
         self.announce(key, true);
-        for track in &fresh {
+        // Of somebody who is not connected yet they are told when it is.
+        for track in fresh.iter().filter(|_| is_active) {
             self.event("track_published", &name, Some(&info), Some(track));
         }
         if let Some(room) = self.rooms.get_mut(&name) {
@@ -180,10 +178,10 @@ impl Rooms {
     pub(super) fn unpublished(&mut self, session: SessionId, tracks: &[TrackId]) {
         let Some(name) = self.places.get(&session).cloned().filter(|_| !tracks.is_empty()) else { return };
         let Some(p) = self.participant(session) else { return };
-        let info = p.info.clone();
+        let (info, is_active) = (p.info.clone(), p.is_active());
         let gone = info.tracks.iter().filter(|t| !p.tracks.iter().any(|o| o.info.sid == t.sid));
         let gone: Vec<proto::TrackInfo> = gone.cloned().collect();
-        for track in &gone {
+        for track in gone.iter().filter(|_| is_active) {
             self.event("track_unpublished", &name, Some(&info), Some(track));
         }
         self.forget_tracks(&name, tracks);

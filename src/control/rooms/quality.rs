@@ -1,7 +1,7 @@
 //! How well participants are connected, and which layers of a picture anybody wants at all.
 
 use super::{Down, Participant, Rooms, mono};
-use crate::base::id::SessionId;
+use crate::base::id::{SessionId, TrackId};
 use crate::session::quality::Sample;
 use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
@@ -105,6 +105,16 @@ impl Rooms {
                 self.tell(to, Down::ConnectionQuality(proto::ConnectionQualityUpdate { updates: vec![info.clone()] }));
             }
         }
+    }
+
+    /// A client's path takes nothing of a track any longer, or again.
+    pub(super) fn stream_state(&mut self, session: SessionId, track: TrackId, is_paused: bool) {
+        use proto::StreamState::{Active, Paused};
+        let Some(p) = self.participant(session) else { return };
+        let Some(s) = p.subscriptions.iter().find(|s| s.track == track) else { return };
+        let state = if is_paused { Paused } else { Active } as i32;
+        let info = proto::StreamStateInfo { participant_sid: s.publisher_sid.clone(), track_sid: s.sid.clone(), state };
+        self.tell(session, Down::StreamStateUpdate(proto::StreamStateUpdate { stream_states: vec![info] }));
     }
 
     /// A client is back: it hears how everybody it subscribes to is connected.

@@ -1,15 +1,18 @@
 //! Who wants which track, and in which size; the sections of a client's offer that they are carried in.
 
 use super::permissions::is_allowed;
-use super::{Down, Rooms, Subscription};
+use super::{Dialogue, Down, Rooms, Subscription};
 use crate::base::id::{SessionId, Ssrc, TrackId};
 use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
 use crate::shard::mail::Command;
 use crate::wire::rtp::Codec;
-use crate::wire::sdp::Kind;
+use crate::wire::sdp::{Kind, SECTIONS_USED_MAX};
 use livekit_protocol as proto;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+/// Tracks that one request may name.
+const TRACKS_AT_ONCE: usize = 2_048;
 
 impl Rooms {
     pub(super) fn subscribe_to_all(&mut self, session: SessionId) {
@@ -74,7 +77,7 @@ impl Rooms {
 
     pub fn update_subscription(&mut self, session: SessionId, request: &proto::UpdateSubscription) {
         let of_participants = request.participant_tracks.iter().flat_map(|p| &p.track_sids);
-        let sids: Vec<String> = request.track_sids.iter().chain(of_participants).cloned().collect();
+        let sids: Vec<String> = request.track_sids.iter().chain(of_participants).take(TRACKS_AT_ONCE).cloned().collect();
         for sid in sids {
             if request.subscribe {
                 if !self.subscribe(session, &sid) {
@@ -125,12 +128,12 @@ impl Rooms {
         for p in &mut room.participants {
             let before = p.subscriptions.len();
             p.subscriptions.retain(|s| !tracks.contains(&s.track));
-            if p.subscriptions.len() != before && p.subscriber.is_some() {
+            if p.subscriptions.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
                 losers.push(p.session);
             }
         }
         for session in losers {
-            self.offer_tracks(session);
+            self.negotiate_hearing(session);
         }
     }
 
@@ -152,7 +155,8 @@ impl Rooms {
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
         let (worker, ear) = (p.worker, p.ear());
         let mut wants = Vec::new();
-        for subscription in p.subscriptions.iter_mut().filter(|s| request.track_sids.contains(&s.sid)) {
+        let named: HashSet<&String> = request.track_sids.iter().take(TRACKS_AT_ONCE).collect();
+        for subscription in p.subscriptions.iter_mut().filter(|s| named.contains(&s.sid)) {
             subscription.enabled = !request.disabled && request.quality != proto::VideoQuality::Off as i32;
             subscription.layer_max = wanted_layer(request, layers.get(&subscription.sid).map_or(&[], Vec::as_slice));
             subscription.temporal_max = wanted_temporal(request.fps);
@@ -183,6 +187,10 @@ impl Rooms {
         let num_videos = more(video, sections.asked.1, if waits_for_av1 { sections.free_described } else { sections.free.1 });
         sections.asked = (sections.asked.0.max(audio), sections.asked.1.max(video));
         sections.described_asked = sections.described_asked.saturating_add(u8::from(waits_for_av1));
+        // What does not fit into one description waits until something goes.
+        let room = SECTIONS_USED_MAX.saturating_sub(sections.offered) as u32;
+        let num_audios = num_audios.min(room);
+        let num_videos = num_videos.min(room - num_audios);
         let requirement = proto::MediaSectionsRequirement { num_audios, num_videos };
         self.tell(session, Down::MediaSectionsRequirement(requirement));
     }

@@ -1,0 +1,408 @@
+//! Rooms without a network: what each participant is told, and what the data plane is.
+
+use super::*;
+use crate::control::auth::VideoGrants;
+use crate::wire::sdp;
+use proto::leave_request::Action;
+use std::sync::Mutex;
+
+const OFFER: &str = include_str!("../../../tests/vectors/offer_chromium.sdp");
+
+struct Lab {
+    rooms: Rooms,
+    mail: Arc<Mutex<Vec<Command>>>,
+}
+
+/// One client: its session and what it was told.
+struct Client {
+    session: SessionId,
+    queue: mpsc::Receiver<Down>,
+    signal: Signal,
+}
+
+impl Client {
+    fn told(&mut self) -> Vec<Down> {
+        std::iter::from_fn(|| self.queue.try_recv().ok()).collect()
+    }
+
+    /// The kinds of what it was told, in order.
+    fn kinds(&mut self) -> Vec<String> {
+        let name = |m: &Down| format!("{m:?}").split(['(', ' ', '{']).next().unwrap_or_default().to_owned();
+        self.told().iter().map(name).collect()
+    }
+}
+
+fn lab(config: impl FnOnce(&mut crate::config::Rooms)) -> Lab {
+    let mail = Arc::new(Mutex::new(Vec::new()));
+    let sink = Arc::clone(&mail);
+    let gauges = Arc::new(Gauges::default());
+    let mut rooms = crate::config::Rooms::default();
+    config(&mut rooms);
+    let around = Surroundings {
+        workers: 2,
+        mail: Arc::new(move |_, command| sink.lock().expect("alone").push(command)),
+        keys: Keys::new(&BTreeMap::from([("key".to_owned(), "secret".to_owned())])),
+        turn: Secrets::new("realm", &[7; 32], &[], &HashMap::new()),
+        fingerprint: "AA:BB".into(),
+        candidates: Candidates { udp: vec!["192.0.2.1:443".parse().expect("an address")], tcp: Vec::new() },
+        ports: Ports { turn: Some(3478), edge: 443 },
+        rooms,
+        tracks_per_participant: 4,
+        node: "ND_test".into(),
+        gauges: Arc::clone(&gauges),
+        events: Events::none(gauges),
+    };
+    Lab { rooms: Rooms::new(around), mail }
+}
+
+fn claims(identity: &str) -> Claims {
+    let video = VideoGrants { room_join: true, room: "room".into(), ..VideoGrants::default() };
+    Claims { iss: "key".into(), sub: identity.into(), exp: u64::MAX / 2, video, ..Claims::default() }
+}
+
+impl Lab {
+    fn try_join(&mut self, claims: Claims, is_dual: bool) -> Result<Client, JoinError> {
+        let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
+        let request = proto::JoinRequest::default();
+        let arrival = Arrival { claims, request, host: "localhost".into(), is_dual };
+        let session = self.rooms.join(arrival, signal.clone())?;
+        Ok(Client { session, queue, signal })
+    }
+
+    fn join(&mut self, identity: &str) -> Client {
+        let mut client = self.try_join(claims(identity), false).expect("it joins");
+        client.told();
+        client
+    }
+
+    /// Publishes a microphone and a camera with an offer as a browser writes it.
+    fn publish(&mut self, client: &mut Client) {
+        for (cid, kind, source) in
+            [("a", proto::TrackType::Audio, proto::TrackSource::Microphone), ("v", proto::TrackType::Video, proto::TrackSource::Camera)]
+        {
+            let request = proto::AddTrackRequest { cid: cid.into(), r#type: kind as i32, source: source as i32, ..Default::default() };
+            self.rooms.add_track(client.session, request);
+        }
+        self.rooms.offer(client.session, &proto::SessionDescription { r#type: "offer".into(), sdp: OFFER.into(), ..Default::default() });
+    }
+
+    fn commands(&self) -> Vec<Command> {
+        std::mem::take(&mut self.mail.lock().expect("alone"))
+    }
+
+    fn info(&mut self, client: &Client) -> proto::ParticipantInfo {
+        self.rooms.participant(client.session).expect("it is here").info.clone()
+    }
+}
+
+fn updates(told: &[Down]) -> Vec<proto::ParticipantInfo> {
+    let of = |m: &Down| if let Down::Update(u) = m { u.participants.clone() } else { Vec::new() };
+    told.iter().flat_map(of).collect()
+}
+
+#[test]
+fn a_join_is_told_first_and_the_others_hear_of_it() {
+    let mut lab = lab(|_| {});
+    let mut ada = lab.try_join(claims("ada"), false).expect("it joins");
+    assert_eq!(ada.kinds(), ["Join", "RefreshToken"]);
+    let mut bob = lab.join("bob");
+    assert_eq!(updates(&ada.told()).iter().map(|p| p.identity.as_str()).collect::<Vec<_>>(), ["bob"]);
+    lab.rooms.remove(bob.session, proto::DisconnectReason::ClientInitiated);
+    let gone = updates(&ada.told());
+    assert_eq!((gone[0].state, gone[0].disconnect_reason), (proto::participant_info::State::Disconnected as i32, 1));
+    assert!(bob.kinds().is_empty());
+}
+
+#[test]
+fn whoever_is_hidden_is_not_told_of_and_sees_all() {
+    let mut lab = lab(|_| {});
+    let mut ada = lab.join("ada");
+    let mut hidden = claims("eve");
+    hidden.video.hidden = true;
+    let mut eve = lab.try_join(hidden, false).expect("it joins");
+    assert!(updates(&ada.told()).is_empty());
+    let told = eve.told();
+    let Down::Join(join) = &told[0] else { panic!("{told:?}") };
+    assert_eq!(join.other_participants.len(), 1);
+    assert_eq!(join.room.as_ref().map(|r| r.num_participants), Some(1));
+    let request = proto::AddTrackRequest { cid: "c".into(), ..Default::default() };
+    lab.rooms.add_track(eve.session, request);
+    let told = eve.told();
+    assert!(matches!(&told[0], Down::RequestResponse(r) if r.reason == proto::request_response::Reason::NotAllowed as i32));
+    lab.rooms.remove(eve.session, proto::DisconnectReason::ClientInitiated);
+    assert!(updates(&ada.told()).is_empty(), "nor of its leaving");
+}
+
+#[test]
+fn two_peer_connections_are_offered_what_is_there_and_what_comes() {
+    let mut lab = lab(|_| {});
+    let mut ada = lab.join("ada");
+    lab.publish(&mut ada);
+    let mut bob = lab.try_join(claims("bob"), true).expect("it joins");
+    let told = bob.told();
+    let Down::Join(join) = &told[0] else { panic!("{told:?}") };
+    assert!(join.subscriber_primary);
+    let Some(Down::Offer(offer)) = told.iter().find(|m| matches!(m, Down::Offer(_))) else { panic!("{told:?}") };
+    let read = sdp::Description::parse(&offer.sdp).expect("an offer");
+    let kinds: Vec<&str> = read.sections.iter().map(|s| s.kind.name()).collect();
+    assert_eq!((kinds, offer.mid_to_track_id.len()), (vec!["application", "audio", "video"], 2));
+    lab.commands();
+    // Its answer takes the sound; the picture's codec it does not know.
+    let answer =
+        offer.sdp.replace("a=setup:actpass", "a=setup:active").replace("a=sendonly", "a=recvonly").replace("m=video 9", "m=video 0");
+    lab.rooms
+        .answered(bob.session, &proto::SessionDescription { r#type: "answer".into(), sdp: answer.clone(), id: 99, ..Default::default() });
+    assert!(lab.commands().is_empty(), "an answer to another offer");
+    lab.rooms
+        .answered(bob.session, &proto::SessionDescription { r#type: "answer".into(), sdp: answer, id: offer.id, ..Default::default() });
+    let subscribed = lab.commands().iter().filter(|c| matches!(c, Command::Subscribe { .. })).count();
+    assert_eq!(subscribed, 1);
+    let told = bob.told();
+    let refused = |m: &Down| matches!(m, Down::SubscriptionResponse(r) if r.err == proto::SubscriptionError::SeCodecUnsupported as i32);
+    assert!(told.iter().any(refused), "{told:?}");
+    assert!(ada.told().iter().any(|m| matches!(m, Down::TrackSubscribed(_))), "the publisher hears that it is heard");
+}
+
+#[test]
+fn a_publisher_says_who_may_have_its_tracks() {
+    let mut lab = lab(|_| {});
+    let (mut ada, mut bob) = (lab.join("ada"), lab.join("bob"));
+    lab.publish(&mut ada);
+    bob.told();
+    let nobody = proto::SubscriptionPermission::default();
+    lab.rooms.set_listeners(ada.session, nobody);
+    let allowed = |told: &[Down]| -> Vec<bool> {
+        let of = |m: &Down| if let Down::SubscriptionPermissionUpdate(u) = m { Some(u.allowed) } else { None };
+        told.iter().filter_map(of).collect()
+    };
+    assert_eq!(allowed(&bob.told()), [false, false]);
+    let for_bob = proto::TrackPermission { participant_identity: "bob".into(), all_tracks: true, ..Default::default() };
+    let some = proto::SubscriptionPermission { all_participants: false, track_permissions: vec![for_bob] };
+    lab.rooms.set_listeners(ada.session, some);
+    assert_eq!(allowed(&bob.told()), [true, true]);
+    let mut eve = lab.try_join(claims("eve"), false).expect("it joins");
+    assert_eq!(allowed(&eve.told()), [false, false]);
+}
+
+#[test]
+fn permissions_change_during_a_call() {
+    let mut lab = lab(|_| {});
+    let (mut ada, mut bob) = (lab.join("ada"), lab.join("bob"));
+    lab.publish(&mut ada);
+    ada.told();
+    bob.told();
+    let permission = proto::ParticipantPermission { can_subscribe: true, can_publish: false, ..Default::default() };
+    lab.rooms.set_permission(ada.session, permission);
+    let kinds = ada.kinds();
+    assert_eq!(kinds.iter().filter(|k| *k == "TrackUnpublished").count(), 2, "{kinds:?}");
+    assert!(kinds.contains(&"RefreshToken".to_owned()), "the new token says the same");
+    assert!(lab.info(&ada).tracks.is_empty());
+    assert!(updates(&bob.told()).last().is_some_and(|p| p.tracks.is_empty()));
+    assert!(lab.commands().iter().any(|c| matches!(c, Command::Permit { can_publish_data: false, .. })));
+}
+
+#[test]
+fn a_removed_participant_needs_a_later_token() {
+    let mut lab = lab(|_| {});
+    let (_ada, mut bob) = (lab.join("ada"), lab.join("bob"));
+    let request = proto::RoomParticipantIdentity { room: "room".into(), identity: "bob".into(), revoke_token_ts: 1_000 };
+    Admin(&mut lab.rooms).remove_participant(&request).expect("it is there");
+    let told = bob.told();
+    assert!(matches!(told.last(), Some(Down::Leave(l)) if l.action == Action::Disconnect as i32 && l.reason == 4), "{told:?}");
+    assert!(matches!(lab.try_join(claims("bob"), false), Err(JoinError::Revoked)));
+    let later = Claims { nbf: Some(1_000), ..claims("bob") };
+    assert!(lab.try_join(later, false).is_ok());
+}
+
+#[test]
+fn the_newest_of_one_identity_wins_and_rooms_have_their_limit() {
+    let mut lab = lab(|r| r.participants_max = 2);
+    let mut first = lab.join("ada");
+    let _second = lab.join("ada");
+    let told = first.told();
+    assert!(matches!(told.last(), Some(Down::Leave(l)) if l.reason == proto::DisconnectReason::DuplicateIdentity as i32), "{told:?}");
+    lab.join("bob");
+    assert!(matches!(lab.try_join(claims("eve"), false), Err(JoinError::RoomFull)));
+}
+
+#[test]
+fn a_client_that_comes_back_goes_on_where_it_was() {
+    let mut lab = lab(|_| {});
+    let mut ada = lab.join("ada");
+    lab.publish(&mut ada);
+    let sid = lab.info(&ada).sid;
+    lab.rooms.signal_lost(ada.session, &ada.signal);
+    let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
+    assert_eq!(lab.rooms.resume(&claims("eve"), &sid, "localhost", signal.clone()), None, "somebody else's sid");
+    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", signal.clone()), Some(ada.session));
+    let mut back = Client { session: ada.session, queue, signal };
+    assert!(back.kinds().is_empty(), "nothing before its worker has told of its messages");
+    lab.rooms.report(Report::LastMessage { session: ada.session, sequence: 5 });
+    let kinds = back.kinds();
+    assert_eq!(&kinds[..4], ["Reconnect", "Update", "RoomUpdate", "RefreshToken"]);
+    // It says that it publishes what nobody here knows.
+    let strange = proto::TrackInfo { sid: "TR_strange".into(), ..Default::default() };
+    let published = proto::TrackPublishedResponse { track: Some(strange), ..Default::default() };
+    lab.rooms.sync_state(ada.session, &proto::SyncState { publish_tracks: vec![published], ..Default::default() });
+    let told = back.told();
+    assert!(matches!(told.last(), Some(Down::Leave(l)) if l.action == Action::Reconnect as i32 && l.reason == 6), "{told:?}");
+}
+
+#[test]
+fn in_a_big_room_news_of_listeners_come_together() {
+    let mut lab = lab(|_| {});
+    let mut first = lab.join("first");
+    let others: Vec<Client> = (0..lifetime::BIG_ROOM + 10).map(|n| lab.join(&format!("p{n}"))).collect();
+    let told = updates(&first.told());
+    assert!(told.len() < lifetime::BIG_ROOM, "{} at once", told.len());
+    let room = lab.rooms.rooms.get_mut("room").expect("it is there");
+    assert!(room.late_news.len() >= 10);
+    room.late_news_due = Some(mono());
+    lab.rooms.tick();
+    let told = first.told();
+    let batches = told.iter().filter(|m| matches!(m, Down::Update(_))).count();
+    assert_eq!(batches, 1);
+    assert!(updates(&told).len() >= 10);
+    drop(others);
+}
+
+#[test]
+fn data_tracks_have_a_handle_for_each_subscriber() {
+    let mut lab = lab(|_| {});
+    let (mut ada, mut bob) = (lab.join("ada"), lab.join("bob"));
+    let publish = |handle, name: &str| proto::PublishDataTrackRequest { pub_handle: handle, name: name.into(), ..Default::default() };
+    ada.told();
+    bob.told();
+    lab.rooms.publish_data_track(ada.session, publish(7, "sensor"));
+    let told = ada.told();
+    let Down::PublishDataTrackResponse(response) = &told[0] else { panic!("{told:?}") };
+    let sid = response.info.as_ref().expect("its info").sid.clone();
+    for (request, reason) in [
+        (publish(7, "other"), proto::request_response::Reason::DuplicateHandle),
+        (publish(8, "sensor"), proto::request_response::Reason::DuplicateName),
+        (publish(0, "zero"), proto::request_response::Reason::InvalidHandle),
+        (publish(9, ""), proto::request_response::Reason::InvalidName),
+    ] {
+        lab.rooms.publish_data_track(ada.session, request);
+        let told = ada.told();
+        assert!(matches!(&told[0], Down::RequestResponse(r) if r.reason == reason as i32), "{told:?}");
+    }
+    assert_eq!(updates(&bob.told())[0].data_tracks[0].sid, sid);
+    lab.commands();
+    let update = proto::update_data_subscription::Update { track_sid: sid.clone(), subscribe: true, ..Default::default() };
+    lab.rooms.update_data_subscription(bob.session, &proto::UpdateDataSubscription { updates: vec![update] });
+    let told = bob.told();
+    let Some(Down::DataTrackSubscriberHandles(handles)) = told.last() else { panic!("{told:?}") };
+    assert_eq!(handles.sub_handles.values().map(|t| t.track_sid.as_str()).collect::<Vec<_>>(), [sid.as_str()]);
+    let routed = |c: &Command| matches!(c, Command::RouteData { handle: 7, hearers, .. } if hearers.len() == 1);
+    assert!(lab.commands().iter().any(routed));
+    lab.rooms.remove(bob.session, proto::DisconnectReason::ClientInitiated);
+    assert!(lab.commands().iter().any(|c| matches!(c, Command::RouteData { handle: 7, hearers, .. } if hearers.is_empty())));
+}
+
+#[test]
+fn a_layer_that_nobody_wants_is_told_late_and_one_that_is_wanted_at_once() {
+    let mut lab = lab(|_| {});
+    let (mut ada, bob) = (lab.join("ada"), lab.join("bob"));
+    lab.publish(&mut ada);
+    let camera = lab.info(&ada).tracks.iter().find(|t| t.r#type == 1).expect("a camera").sid.clone();
+    lab.rooms.offer(
+        bob.session,
+        &proto::SessionDescription { sdp: OFFER.replace("sendonly", "recvonly").replace("a=sendrecv", "a=recvonly"), ..Default::default() },
+    );
+    ada.told();
+    let of = |told: &[Down]| -> Vec<Vec<bool>> {
+        let of = |m: &Down| match m {
+            Down::SubscribedQualityUpdate(u) => Some(u.subscribed_codecs[0].qualities.iter().map(|q| q.enabled).collect()),
+            _ => None,
+        };
+        told.iter().filter_map(of).collect()
+    };
+    let want = |quality: proto::VideoQuality| proto::UpdateTrackSettings {
+        track_sids: vec![camera.clone()],
+        quality: quality as i32,
+        ..Default::default()
+    };
+    lab.rooms.track_settings(bob.session, &want(proto::VideoQuality::Low));
+    assert!(of(&ada.told()).is_empty(), "not yet");
+    lab.rooms.tick_quality(mono() + Duration::from_secs(11));
+    assert_eq!(of(&ada.told()), [[true, false, false]]);
+    lab.rooms.track_settings(bob.session, &want(proto::VideoQuality::High));
+    assert_eq!(of(&ada.told()), [[true, true, true]]);
+}
+
+#[test]
+fn rooms_stay_a_while_when_they_are_empty() {
+    let mut lab = lab(|r| (r.empty_timeout_s, r.departure_timeout_s) = (300, 20));
+    let request = proto::CreateRoomRequest { name: "empty".into(), empty_timeout: 1, ..Default::default() };
+    Admin(&mut lab.rooms).create_room(request).expect("made");
+    let ada = lab.join("ada");
+    lab.rooms.remove(ada.session, proto::DisconnectReason::ClientInitiated);
+    lab.rooms.tick();
+    assert_eq!(lab.rooms.rooms.len(), 2);
+    for room in lab.rooms.rooms.values_mut() {
+        room.empty_since = room.empty_since.and_then(|at| at.checked_sub(Duration::from_secs(2)));
+    }
+    lab.rooms.tick();
+    assert_eq!(lab.rooms.rooms.keys().collect::<Vec<_>>(), ["room"]);
+    for room in lab.rooms.rooms.values_mut() {
+        room.empty_since = room.empty_since.and_then(|at| at.checked_sub(Duration::from_secs(20)));
+    }
+    lab.rooms.tick();
+    assert!(lab.rooms.rooms.is_empty());
+}
+
+#[test]
+fn over_http_nobody_publishes_what_its_token_does_not_allow() {
+    let both = OFFER.replacen("a=sendonly", "a=recvonly", 1);
+    let mut lab = lab(|_| {});
+    let mut player = claims("player");
+    player.video.can_publish = Some(false);
+    // A player whose offer sends something too: that is not taken.
+    let whole = lab.rooms.open(player.clone(), Purpose::Play { of: None }, "localhost", &both).expect("it plays");
+    assert!(lab.rooms.participant(whole.session).expect("it is here").tracks.is_empty());
+    assert!(matches!(lab.rooms.open(player, Purpose::Publish, "localhost", OFFER), Err(JoinError::NotAllowed)));
+    let mut voice = claims("voice");
+    voice.video.can_publish_sources = vec!["microphone".into()];
+    let whole = lab.rooms.open(voice, Purpose::Publish, "localhost", OFFER).expect("it publishes");
+    let sources =
+        |lab: &mut Lab| lab.rooms.participant(whole.session).expect("it is here").tracks.iter().map(|t| t.info.source).collect::<Vec<_>>();
+    assert_eq!(sources(&mut lab), [proto::TrackSource::Microphone as i32]);
+    // What was taken stays taken over an ICE restart.
+    lab.rooms.set_permission(whole.session, proto::ParticipantPermission { can_publish: false, ..Default::default() });
+    lab.rooms.restart_ice(whole.session, "fresh", &"p".repeat(24)).expect("restarted");
+    assert!(sources(&mut lab).is_empty());
+}
+
+#[test]
+fn an_offer_of_ours_carries_each_track_once() {
+    let mut lab = lab(|_| {});
+    let mut ada = lab.join("ada");
+    lab.publish(&mut ada);
+    let mut bob = lab.try_join(claims("bob"), true).expect("it joins");
+    let offers = |told: Vec<Down>| -> Vec<proto::SessionDescription> {
+        told.into_iter().filter_map(|m| if let Down::Offer(o) = m { Some(o) } else { None }).collect()
+    };
+    let first = offers(bob.told()).pop().expect("an offer");
+    let sid = lab.info(&ada).tracks[0].sid.clone();
+    // While that is out, a track is given up and wanted again.
+    for subscribe in [false, true] {
+        lab.rooms.update_subscription(
+            bob.session,
+            &proto::UpdateSubscription { track_sids: vec![sid.clone()], subscribe, ..Default::default() },
+        );
+    }
+    assert!(offers(bob.told()).is_empty(), "one offer at a time");
+    let answer = first.sdp.replace("a=setup:actpass", "a=setup:active").replace("a=sendonly", "a=recvonly");
+    lab.rooms
+        .answered(bob.session, &proto::SessionDescription { r#type: "answer".into(), sdp: answer, id: first.id, ..Default::default() });
+    let second = offers(bob.told()).pop().expect("another one");
+    let read = sdp::Description::parse(&second.sdp).expect("an offer");
+    let carried = read.sections.iter().filter(|s| s.msid.as_ref().is_some_and(|(_, track)| *track == sid)).count();
+    assert_eq!(carried, 1, "{}", second.sdp);
+    let mut sources: Vec<u32> = read.sections.iter().flat_map(|s| s.ssrcs.clone()).collect();
+    sources.sort_unstable();
+    let before = sources.len();
+    sources.dedup();
+    assert_eq!(sources.len(), before, "no source twice");
+}
