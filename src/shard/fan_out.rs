@@ -18,6 +18,7 @@ use crate::room::{Routed, Word};
 use crate::session::path::{Cargo, Lag, Thinned};
 use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage, Session};
 use crate::wire::rtp::Codec;
+use std::collections::VecDeque;
 
 /// Packets of a turn before it is cut short.
 const TURN_MAX: usize = 256;
@@ -27,6 +28,9 @@ const PADDING_MAX: usize = 3;
 const LOOK_AHEAD: usize = 8;
 /// Packets that a hearer is given from the store when its stream starts with a late one.
 const CATCH_UP_MAX: u64 = 256;
+
+/// Demands of other workers that came before their track.
+const EARLY_DEMANDS_MAX: usize = 1024;
 
 /// What a turn has brought.
 #[derive(Default)]
@@ -170,6 +174,14 @@ impl Shard {
 
     /// Another worker said something about a track.
     pub(super) fn take_word(&mut self, now: Now, from: WorkerId, room_id: RoomId, track: TrackId, word: Word) {
+        let is_known = self.rooms.get(&room_id).is_some_and(|r| r.publication(track).is_some());
+        if let (Word::Demand(_), false) = (word, is_known) {
+            // Rings are looked at before mail: that it is published here may still be in there.
+            if self.early_demands.len() >= EARLY_DEMANDS_MAX {
+                self.early_demands.pop_front();
+            }
+            return self.early_demands.push_back((track, from, word));
+        }
         let Some(room) = self.rooms.get_mut(&room_id) else { return };
         let (answer, key_frame) = room.heard(now.mono, track, from, word);
         if let Some(answer) = answer {
@@ -177,6 +189,16 @@ impl Shard {
         }
         if let Some(layer) = key_frame {
             self.ask_key_frame(now, room_id, track, layer);
+        }
+    }
+
+    /// A track is published here: those who asked for it before that was known are heard now.
+    pub(super) fn take_early_demands(&mut self, now: Now, room: RoomId, track: TrackId) {
+        let (of_track, others) = std::mem::take(&mut self.early_demands).into_iter().partition(|(t, ..)| *t == track);
+        self.early_demands = others;
+        let of_track: VecDeque<(TrackId, WorkerId, Word)> = of_track;
+        for (_, from, word) in of_track {
+            self.take_word(now, from, room, track, word);
         }
     }
 

@@ -17,7 +17,7 @@ pub mod table;
 pub mod timers;
 
 use crate::base::buf::{PacketBuf, Pool};
-use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
 use crate::base::rng::Rng;
 use crate::base::time::{Anchor, Instant, Now};
 use crate::crypto::SecretRng;
@@ -25,7 +25,7 @@ use crate::engine::dtls::Identity;
 use crate::engine::ice;
 use crate::engine::relay_table::Allocation;
 use crate::engine::turn::{self, Turn, TurnConfig};
-use crate::room::Room;
+use crate::room::{Room, Word};
 use crate::session::path::{self, Cargo, FrameQueue, Route};
 use crate::session::{self, Media, Session, SessionDrop};
 use crate::wire::demux::{self, DatagramKind};
@@ -34,7 +34,7 @@ use counters::{Counter, Counters};
 use egress::Egress;
 use fan_out::FanOut;
 use mail::{Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use store::Store;
 use table::{Owner, Table};
@@ -81,6 +81,8 @@ pub struct Shard {
     /// Connections that have something to write.
     writable: Vec<StreamId>,
     secrets: SecretRng,
+    /// What other workers need of tracks that are not known here yet.
+    early_demands: VecDeque<(TrackId, WorkerId, Word)>,
     fan_out: FanOut,
     store: Store,
     turn_reply: Vec<u8>,
@@ -115,6 +117,7 @@ impl Shard {
             streams: HashMap::new(),
             writable: Vec::new(),
             secrets,
+            early_demands: VecDeque::new(),
             fan_out: FanOut::default(),
             store: Store::new(config.store_bytes),
             turn_reply: Vec::new(),

@@ -81,12 +81,14 @@ impl Shard {
                     self.arm_session(id);
                 }
             }
-            Command::Publish { room, session, track, is_video } => {
-                if let Some(room) = self.rooms.get_mut(&room) {
+            Command::Publish { room: id, session, track, is_video } => {
+                if let Some(room) = self.rooms.get_mut(&id) {
                     room.publish(track, session, is_video);
+                    self.take_early_demands(now, id, track);
                 }
             }
             Command::Unpublish { room, track } => {
+                self.early_demands.retain(|(t, ..)| *t != track);
                 self.store.forget(track);
                 if let Some(room) = self.rooms.get_mut(&room) {
                     room.unpublish(track);
@@ -223,5 +225,70 @@ impl Shard {
             self.drain_session(now, *hearer, effects);
             self.arm_session(*hearer);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::base::id::{TrackId, WorkerId};
+    use crate::base::rng::Rng;
+    use crate::base::time::{Anchor, Instant, UnixTime};
+    use crate::crypto::SecretRng;
+    use crate::engine::dtls::Identity;
+    use crate::engine::ice::Credentials;
+    use crate::engine::turn::TurnConfig;
+    use crate::engine::turn_auth::Secrets;
+    use crate::room::Word;
+    use crate::shard::{PortRole, ShardConfig};
+    use std::sync::Arc;
+
+    #[allow(clippy::disallowed_methods, reason = "the crates behind want a clock of std's")]
+    fn shard() -> Shard {
+        let turn = TurnConfig {
+            secrets: Secrets::new("realm", &[7; 32], &[], &HashMap::new()),
+            sfu: Vec::new(),
+            relay_ports: 50_000..=50_100,
+            allocations_per_user_max: 1,
+            allocations_max: 1,
+            lifetime_s: 600..=3600,
+            workers: 2,
+        };
+        let config = ShardConfig {
+            worker: WorkerId(0),
+            workers: 2,
+            sockets: vec![PortRole::Media],
+            turn: Arc::new(turn),
+            identity: Identity::generate().expect("a certificate"),
+            anchor: Anchor::new(std::time::Instant::now()),
+            buffers: 4,
+            store_bytes: 1 << 20,
+        };
+        Shard::new(config, SecretRng::seeded(1), Rng::new(1))
+    }
+
+    #[test]
+    fn a_demand_that_comes_before_its_track_is_heard_when_that_is_published() {
+        let (mut shard, now) = (shard(), Now { mono: Instant::from_millis(1), wall: UnixTime::from_nanos(0) });
+        let (room, session, track) = (RoomId(1), SessionId(2), TrackId(3));
+        let word = Parcel::Word { room, track, word: Word::Demand(0b100) };
+        shard.handle_parcel(now, WorkerId(1), word);
+        assert!(shard.take_effects().is_empty(), "not known yet");
+        shard.handle_command(
+            now,
+            Command::Open {
+                session,
+                room,
+                credentials: Credentials { ufrag: "00abcdefghij".into(), pwd: "p".repeat(24) },
+                identity: "ada".into(),
+                sid: "PA_ada".into(),
+                can_publish_data: true,
+                hears_data: true,
+                opens_channels: false,
+            },
+        );
+        shard.handle_command(now, Command::Publish { room, session, track, is_video: true });
+        let answered = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word: Word::Live(_), .. } });
+        assert!(shard.take_effects().iter().any(answered), "the other worker is told what there is");
     }
 }

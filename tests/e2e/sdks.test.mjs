@@ -159,7 +159,7 @@ test("livekit-server-sdk: every method of the room service, seen from a page; we
 
 /** Starts a client in the office; what it prints gathers in `said`. */
 function start(command, args, name) {
-  const child = lab.spawn(lab.names.office, command, args, { env: { ...process.env, SSL_CERT_FILE: server.authority, NODE_EXTRA_CA_CERTS: server.authority } });
+  const child = lab.spawn(lab.names.office, command, args, { env: { ...process.env, SSL_CERT_FILE: server.authority, NODE_EXTRA_CA_CERTS: server.authority, PYTHONPATH: client(""), SCHEMATHESIS_HOOKS: "sdp_hooks" } });
   child.said = "";
   for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (child.said += text));
   child.says = (what, withinMs = 30_000) => until(`${name} says ${what}`, withinMs, () => child.said.includes(what)).catch((error) => {
@@ -224,7 +224,8 @@ test("the description of the HTTP endpoints is what they do (schemathesis)", { t
   const args = ["run", `https://${DOMAIN}/openapi.yaml`, "--url", `https://${DOMAIN}`, "--tls-verify", server.authority, "--header", `Authorization: Bearer ${await token.toJwt()}`];
   // Calls wait for participants, of whom there are none; addresses may ask a hundred times a second, and one participant join ten times.
   args.push("--rate-limit", "80/s", "--max-examples", "15", "--seed", "7", "--phases", "examples,coverage,fuzzing", "--generation-database", "none", "--no-color");
-  args.push("--checks", "not_a_server_error,status_code_conformance,content_type_conformance,response_schema_conformance");
+  // 501 stands in the description; any other answer of that kind does not.
+  args.push("--checks", "status_code_conformance,content_type_conformance,response_schema_conformance");
   const child = start(new URL(".venv/bin/schemathesis", import.meta.url).pathname, args, "schemathesis");
   const code = await new Promise((resolve) => child.once("exit", resolve));
   assert.equal(code, 0, child.said.slice(-6000));

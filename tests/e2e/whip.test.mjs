@@ -68,9 +68,12 @@ async function watch(token, query = "") {
   });
   const plays = async (what) => {
     const before = await received();
+    let now;
     await until(what, 20_000, async () => {
-      const now = await received();
+      now = await received();
       return now.frames > before.frames + 20 && now.audio > before.audio + 20;
+    }).catch((error) => {
+      throw new Error(`${error.message}\n${JSON.stringify({ before, now })}\n${server.log.slice(-3000)}`);
     });
   };
   return { page, answered, received, plays };

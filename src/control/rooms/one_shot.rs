@@ -65,22 +65,19 @@ impl Rooms {
     pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Whole, JoinError> {
         let offer = Description::parse(offer)?;
         let media = || offer.sections.iter().filter(|s| s.kind != Kind::Application && !s.is_rejected && !s.formats.is_empty());
+        let permission = permission_of(&claims);
+        let may = |kind: Kind| may_publish(Some(&permission), source_of(kind) as i32);
+        if purpose == Purpose::Publish && !may(Kind::Audio) && !may(Kind::Video) || purpose != Purpose::Publish && !permission.can_subscribe
+        {
+            return Err(JoinError::NotAllowed);
+        }
         let is_fit = match purpose {
-            Purpose::Publish => media().any(|s| s.direction.sends()),
+            Purpose::Publish => media().any(|s| s.direction.sends() && may(s.kind)),
             Purpose::Play { .. } => media().any(|s| s.direction.receives() && !s.direction.sends()),
         };
         if !is_fit {
-            let way = if purpose == Purpose::Publish { "that is sent" } else { "that only receives" };
+            let way = if purpose == Purpose::Publish { "that is sent and may be" } else { "that only receives" };
             return Err(SdpError::NoUsable(way).into());
-        }
-        let permission = permission_of(&claims);
-        let mut sends = media().filter(|s| s.direction.sends());
-        let may = match purpose {
-            Purpose::Publish => sends.any(|s| may_publish(Some(&permission), source_of(s.kind) as i32)),
-            Purpose::Play { .. } => permission.can_subscribe,
-        };
-        if !may {
-            return Err(JoinError::NotAllowed);
         }
         let settings = proto::ConnectionSettings { auto_subscribe: purpose != Purpose::Publish, ..Default::default() };
         let request = proto::JoinRequest { connection_settings: Some(settings), ..Default::default() };
