@@ -73,7 +73,7 @@ async function watch(token, query = "") {
       now = await received();
       return now.frames > before.frames + 20 && now.audio > before.audio + 20;
     }).catch((error) => {
-      throw new Error(`${error.message}\n${JSON.stringify({ before, now })}\n${server.log.slice(-3000)}`);
+      throw new Error(`${error.message}\n${JSON.stringify({ before, now })}\n${[...server.metrics()].filter(([, value]) => value > 0).map((row) => row.join(" ")).join("\n")}\n${server.log.slice(-3000)}`);
     });
   };
   return { page, answered, received, plays };
