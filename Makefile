@@ -32,6 +32,7 @@ e2e: e2e-deps web
 scenarios: e2e-deps web
 	cargo test --features sim --no-run
 	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-force-exit --test-reporter=spec --test-name-pattern='^(l|m|n):' calls.test.mjs
+	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-concurrency=1 --test-force-exit --test-reporter=spec resilience.test.mjs whip.test.mjs
 
 ## Debian packages that the tests use.
 deps:

