@@ -20,8 +20,9 @@ mod subscribing;
 
 pub use data::RpcError;
 pub use joining::Arrival;
-pub use one_shot::{Purpose, Restarted, Whole};
-pub use service::{Admin, Failure, Later};
+pub use one_shot::{Opened, Purpose, Restarted};
+pub(super) use quality::Demand;
+pub use service::{Failure, Later, RoomService};
 
 use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
@@ -109,6 +110,7 @@ pub(super) struct Track {
     pub(super) mid: Option<String>,
     /// Somebody subscribes, and the publisher was told so.
     pub(super) is_heard: bool,
+    pub(super) demand: Demand,
 }
 
 pub(super) struct Subscription {
@@ -137,6 +139,11 @@ pub(super) struct Subscription {
 }
 
 impl Subscription {
+    /// The layer that it wants, if anything.
+    fn layer_wanted(&self) -> Option<u8> {
+        self.enabled.then_some(self.layer_max)
+    }
+
     fn waits_for_section(&self) -> bool {
         self.mid.is_none() && self.is_allowed
     }
@@ -162,8 +169,7 @@ pub(super) struct Sections {
     pub(super) free_described: u32,
     /// How often a section for AV1 was asked for in vain: a client that has none gets the track in any.
     pub(super) described_asked: u8,
-    pub(super) has_offered: bool,
-    /// How many the last offer had.
+    /// How many the last offer had; 0 before the first one.
     pub(super) offered: usize,
 }
 
@@ -214,6 +220,11 @@ impl Participant {
     /// The session that tracks are sent over.
     pub(super) fn ear(&self) -> SessionId {
         self.subscriber.as_ref().map_or(self.session, |s| s.transport.session)
+    }
+
+    /// What is sent to it, by the sections that carry it.
+    fn carried_sids(&self) -> HashMap<String, String> {
+        self.subscriptions.iter().filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect()
     }
 
     fn sessions(&self) -> impl Iterator<Item = SessionId> {
@@ -288,6 +299,12 @@ impl Rooms {
 
     fn sid(&mut self, prefix: &str) -> String {
         format!("{prefix}{}", self.secrets.id_chars(12))
+    }
+
+    /// A source, and one for its retransmissions.
+    fn ssrcs(&mut self) -> (Ssrc, Ssrc) {
+        let two = self.secrets.u64();
+        (Ssrc(two as u32 | 1), Ssrc((two >> 32) as u32 & !1))
     }
 
     fn mail(&self, worker: WorkerId, command: Command) {

@@ -1,7 +1,7 @@
 //! What an offer does to a participant's tracks and subscriptions, the words of the room protocol for them, and what a
 //! participant may say of itself. Pure.
 
-use super::rooms::{Participant, Subscription, Track};
+use super::rooms::{Demand, Participant, Subscription, Track};
 use crate::base::id::{RoomId, SessionId, TrackId};
 use crate::room::layers::{TEMPORAL_ALL, Wanted};
 use crate::session::negotiate::{Use, Voice};
@@ -93,7 +93,7 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
             ..Default::default()
         };
         let info = track_info(&request, random);
-        p.tracks.push(Track { id, cid: request.cid, info, mid: None, is_heard: false });
+        p.tracks.push(Track { id, cid: request.cid, info, mid: None, is_heard: false, demand: Demand::default() });
     }
 }
 

@@ -58,31 +58,28 @@ impl Events {
     pub fn push(&self, event: &str, room: proto::Room, participant: Option<proto::ParticipantInfo>, track: Option<proto::TrackInfo>) {
         let Some(queue) = &self.queue else { return };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let event = proto::WebhookEvent {
+        let mut event = proto::WebhookEvent {
             event: event.to_owned(),
             room: Some(room),
             participant,
             track,
             id: format!("EV_{}", crate::crypto::SecretRng::system().id_chars(12)),
             created_at: now.as_secs() as i64,
-            ..with_dropped(self.missed.swap(0, Relaxed))
+            ..Default::default()
         };
+        *dropped_before(&mut event) = self.missed.swap(0, Relaxed);
         if let Err(refused) = queue.try_send(event) {
-            let (mpsc::error::TrySendError::Full(event) | mpsc::error::TrySendError::Closed(event)) = refused;
-            self.missed.fetch_add(dropped_before(&event) + 1, Relaxed);
+            let (mpsc::error::TrySendError::Full(mut event) | mpsc::error::TrySendError::Closed(mut event)) = refused;
+            self.missed.fetch_add(*dropped_before(&mut event) + 1, Relaxed);
             self.gauges.webhooks_dropped.fetch_add(1, Relaxed);
         }
     }
 }
 
+/// How many events before this one it says were dropped.
 #[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
-fn with_dropped(num_dropped: i32) -> proto::WebhookEvent {
-    proto::WebhookEvent { num_dropped, ..Default::default() }
-}
-
-#[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
-fn dropped_before(event: &proto::WebhookEvent) -> i32 {
-    event.num_dropped
+fn dropped_before(event: &mut proto::WebhookEvent) -> &mut i32 {
+    &mut event.num_dropped
 }
 
 /// Whom to tell, and how to sign.
@@ -152,7 +149,7 @@ impl Deliverer {
                     Some(event) => self.take(&event),
                     None => is_open = false,
                 },
-                Some(Ok(delivered)) = deliveries.join_next() => self.ended(delivered),
+                Some(outcome) = deliveries.join_next() => outcome.into_iter().for_each(|delivered| self.ended(delivered)),
             }
             self.start_some(&mut deliveries);
         }
@@ -195,10 +192,8 @@ impl Deliverer {
                 continue;
             }
             let Some((since, mut event)) = line.waiting.pop_front() else { continue };
-            #[allow(deprecated, reason = "receivers of some age read it, and nothing took its place")]
-            let dropped = &mut event.num_dropped;
-            *dropped += std::mem::take(&mut line.dropped);
-            let dropped_before = *dropped;
+            *dropped_before(&mut event) += std::mem::take(&mut line.dropped);
+            let dropped_before = *dropped_before(&mut event);
             line.is_busy = true;
             self.busy[key.0] += 1;
             let (teller, key) = (Arc::clone(&self.teller), key.clone());

@@ -9,7 +9,7 @@
 //! Tokens are those of the room protocol, as `Authorization: Bearer`, for the session too: its URL alone opens nothing.
 
 use super::auth::{Claims, Denied};
-use super::rooms::{JoinError, Purpose, Restarted, Whole};
+use super::rooms::{JoinError, Opened, Purpose, Restarted};
 use super::service::{Unread, bearer, read};
 use super::signal::{Front, host_of};
 use axum::extract::{Path, Query, Request, State};
@@ -110,7 +110,7 @@ async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
     }
 }
 
-async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<Whole, Refused> {
+async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<Opened, Refused> {
     // Nothing is read of a request before its token was verified.
     let claims = front.keys.verify_join(bearer(request.headers())?)?;
     if !front.admits_joiner(&claims) {
@@ -138,7 +138,7 @@ fn expect_type(headers: &HeaderMap, kind: &'static str) -> Result<(), Refused> {
     if found.is_some_and(|f| f.trim().eq_ignore_ascii_case(kind)) { Ok(()) } else { Err(Refused::WrongType(kind)) }
 }
 
-fn created(base: &str, whole: Whole) -> Response {
+fn created(base: &str, whole: Opened) -> Response {
     let mut response = (StatusCode::CREATED, whole.sdp).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SDP));

@@ -180,8 +180,6 @@ pub struct Room {
     pub speakers: Speakers,
     /// Other workers that have members of this room.
     pub elsewhere: Vec<WorkerId>,
-    /// Tracks that an administrator muted: nobody gets what still comes of them.
-    silenced: Vec<TrackId>,
 }
 
 impl Room {
@@ -195,7 +193,7 @@ impl Room {
         self.members.retain(|m| m.session != session);
         let gone: Vec<TrackId> = self.publications.iter().filter(|(_, p)| p.publisher == session).map(|(id, _)| *id).collect();
         for track in &gone {
-            self.unpublish(*track);
+            self.publications.remove(track);
         }
         for publication in self.publications.values_mut() {
             publication.subscriptions.retain(|s| s.session != session);
@@ -273,19 +271,7 @@ impl Room {
         }
     }
 
-    pub fn silence(&mut self, track: TrackId, is_silenced: bool) {
-        self.silenced.retain(|t| *t != track);
-        if is_silenced {
-            self.silenced.push(track);
-        }
-    }
-
-    pub fn is_silenced(&self, track: TrackId) -> bool {
-        self.silenced.contains(&track)
-    }
-
     pub fn unpublish(&mut self, track: TrackId) {
-        self.silence(track, false);
         self.publications.remove(&track);
     }
 

@@ -18,7 +18,6 @@ use crate::room::{Routed, Word};
 use crate::session::path::{Cargo, Lag, Thinned};
 use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage, Session};
 use crate::wire::rtp::Codec;
-use std::collections::VecDeque;
 
 /// Packets of a turn before it is cut short.
 const TURN_MAX: usize = 256;
@@ -60,13 +59,12 @@ struct Delivery {
 impl Shard {
     /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
-        let room = self.places.get(&publisher).map(|p| p.room);
-        if room.and_then(|r| self.rooms.get(&r)).is_some_and(|r| r.is_silenced(media.track)) {
+        if self.silenced.contains(&media.track) {
             self.counters.count(Counter::DropSilenced);
             return self.pool.put(buf);
         }
         self.counters.count(Counter::MediaIn);
-        let Some(room) = room else { return self.pool.put(buf) };
+        let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
         for recovered in self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default() {
             self.counters.count(Counter::Recovered);
             let mut copy = self.pool.take();
@@ -194,10 +192,10 @@ impl Shard {
 
     /// A track is published here: those who asked for it before that was known are heard now.
     pub(super) fn take_early_demands(&mut self, now: Now, room: RoomId, track: TrackId) {
-        let (of_track, others) = std::mem::take(&mut self.early_demands).into_iter().partition(|(t, ..)| *t == track);
-        self.early_demands = others;
-        let of_track: VecDeque<(TrackId, WorkerId, Word)> = of_track;
-        for (_, from, word) in of_track {
+        let early: Vec<(WorkerId, Word)> =
+            self.early_demands.iter().filter(|(t, ..)| *t == track).map(|(_, from, word)| (*from, *word)).collect();
+        self.early_demands.retain(|(t, ..)| *t != track);
+        for (from, word) in early {
             self.take_word(now, from, room, track, word);
         }
     }

@@ -38,7 +38,6 @@ pub enum Command {
     },
     /// Nobody is to get what comes of a track: it was muted by an administrator. To the worker that owns the publisher.
     Silence {
-        room: RoomId,
         track: TrackId,
         is_silenced: bool,
     },

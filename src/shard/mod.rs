@@ -10,8 +10,6 @@ pub mod egress;
 mod fan_out;
 pub mod mail;
 mod rooms;
-
-pub use rooms::SERVER as SERVER_IDENTITY;
 mod store;
 pub mod table;
 pub mod timers;
@@ -84,6 +82,8 @@ pub struct Shard {
     /// Connections that have something to write.
     writable: Vec<StreamId>,
     secrets: SecretRng,
+    /// Tracks that an administrator muted: nobody gets what still comes of them.
+    silenced: Vec<TrackId>,
     /// What other workers need of tracks that are not known here yet.
     early_demands: VecDeque<(TrackId, WorkerId, Word)>,
     fan_out: FanOut,
@@ -120,6 +120,7 @@ impl Shard {
             streams: HashMap::new(),
             writable: Vec::new(),
             secrets,
+            silenced: Vec::new(),
             early_demands: VecDeque::new(),
             fan_out: FanOut::default(),
             store: Store::new(config.store_bytes),
@@ -663,13 +664,14 @@ impl Shard {
             }
             if let Some(room) = self.rooms.get_mut(&place.room) {
                 for track in room.leave(id) {
-                    self.store.forget(track);
+                    self.forget_track(track);
                 }
                 self.tell_homes(place.room);
             }
-            if let Some(room) = self.rooms.get(&place.room).filter(|r| r.is_empty()) {
-                for track in room.tracks() {
-                    self.store.forget(track);
+            let empty = self.rooms.get(&place.room).filter(|r| r.is_empty());
+            if let Some(tracks) = empty.map(|r| r.tracks().collect::<Vec<_>>()) {
+                for track in tracks {
+                    self.forget_track(track);
                 }
                 self.rooms.remove(&place.room);
                 self.timers.forget(Timer::Speakers(place.room));
@@ -677,6 +679,13 @@ impl Shard {
         }
         self.timers.forget(Timer::Session(id));
         self.counters.count(Counter::SessionsClosed);
+    }
+
+    /// A track is no more.
+    fn forget_track(&mut self, track: TrackId) {
+        self.store.forget(track);
+        self.silenced.retain(|t| *t != track);
+        self.early_demands.retain(|(t, ..)| *t != track);
     }
 
     /// A session gives a path up, unless another has it by now.

@@ -8,16 +8,13 @@ use crate::base::time::{Duration, Now};
 use crate::engine::sctp;
 use crate::room::Member;
 use crate::session::Session;
-use crate::wire::data_packet::{self, Delivery};
+use crate::wire::data_packet::{self, Delivery, SERVER_IDENTITIES};
 use crate::wire::data_track;
 use std::collections::HashMap;
 
 /// Longest message to the server itself, bytes: the answer to a call. And how many a participant may send in a second.
 const FOR_SERVER_MAX: usize = 20 * 1024;
 const FOR_SERVER_A_SECOND: u32 = 50;
-
-/// How the identities begin under which the server itself takes part in a room's messages.
-pub const SERVER: &str = "postern:";
 
 impl Shard {
     pub fn handle_command(&mut self, now: Now, command: Command) {
@@ -51,9 +48,10 @@ impl Shard {
                     room.permit(session, can_publish_data);
                 }
             }
-            Command::Silence { room, track, is_silenced } => {
-                if let Some(room) = self.rooms.get_mut(&room) {
-                    room.silence(track, is_silenced);
+            Command::Silence { track, is_silenced } => {
+                self.silenced.retain(|t| *t != track);
+                if is_silenced {
+                    self.silenced.push(track);
                 }
             }
             Command::RouteData { publisher, handle, hearers } => {
@@ -88,8 +86,7 @@ impl Shard {
                 }
             }
             Command::Unpublish { room, track } => {
-                self.early_demands.retain(|(t, ..)| *t != track);
-                self.store.forget(track);
+                self.forget_track(track);
                 if let Some(room) = self.rooms.get_mut(&room) {
                     room.unpublish(track);
                 }
@@ -138,9 +135,10 @@ impl Shard {
         if !member.can_publish_data {
             return self.counters.count(Counter::DropDataForbidden);
         }
-        if data_packet::destinations(bytes).is_err() {
+        let Ok(destinations) = data_packet::destinations(bytes) else {
             return self.counters.count(Counter::DropDataMalformed);
-        }
+        };
+        let is_for_server = destinations.iter().any(|to| to.starts_with(SERVER_IDENTITIES));
         let sequence = data_packet::sequence(bytes);
         if let Some(place) = self.places.get_mut(&from).filter(|_| delivery == Delivery::Reliable && sequence > 0) {
             if sequence <= place.last_message {
@@ -151,7 +149,7 @@ impl Shard {
         }
         let stamped = data_packet::stamped(bytes, delivery, &member.identity, &member.sid);
         let Some(room_id) = self.places.get(&from).map(|p| p.room) else { return };
-        if data_packet::destinations(bytes).is_ok_and(|d| d.iter().any(|to| to.starts_with(SERVER))) {
+        if is_for_server {
             if bytes.len() > FOR_SERVER_MAX || !self.may_tell_server(now, from) {
                 return self.counters.count(Counter::DropDataForbidden);
             }
@@ -181,12 +179,7 @@ impl Shard {
         for receiver in receivers {
             if let Some(session) = self.sessions.get_mut(&receiver) {
                 let mut effects = Vec::new();
-                let counter = match session.send_data(now.mono, delivery, stamped, &mut effects) {
-                    Ok(()) => Counter::DataMessages,
-                    Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
-                    Err(sctp::SctpDrop::NoChannel) => Counter::DropDataNoChannel,
-                };
-                self.counters.count(counter);
+                self.counters.count(fate(session.send_data(now.mono, delivery, stamped, &mut effects)));
                 self.drain_session(now, receiver, effects);
                 self.arm_session(receiver);
             }
@@ -216,15 +209,19 @@ impl Shard {
             let Some(session) = self.sessions.get_mut(hearer) else { continue };
             data_track::set_handle(&mut packet, *handle);
             let mut effects = Vec::new();
-            let outcome = session.send_data_track(now.mono, &packet, &mut effects);
-            self.counters.count(match outcome {
-                Ok(()) => Counter::DataMessages,
-                Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
-                Err(sctp::SctpDrop::NoChannel) => Counter::DropDataNoChannel,
-            });
+            self.counters.count(fate(session.send_data_track(now.mono, &packet, &mut effects)));
             self.drain_session(now, *hearer, effects);
             self.arm_session(*hearer);
         }
+    }
+}
+
+/// What became of a message to one receiver.
+fn fate(outcome: Result<(), sctp::SctpDrop>) -> Counter {
+    match outcome {
+        Ok(()) => Counter::DataMessages,
+        Err(sctp::SctpDrop::QueueFull | sctp::SctpDrop::TooLong) => Counter::DropDataQueue,
+        Err(sctp::SctpDrop::NoChannel) => Counter::DropDataNoChannel,
     }
 }
 

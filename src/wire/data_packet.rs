@@ -5,6 +5,9 @@
 
 use super::Malformed;
 
+/// How the identities begin under which the server itself takes part in a room's messages.
+pub const SERVER_IDENTITIES: &str = "postern:";
+
 const KIND: u64 = 1;
 const USER: u64 = 2;
 /// Destinations as older clients write them, inside the user packet: sids and identities.

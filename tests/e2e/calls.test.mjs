@@ -2,9 +2,9 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
-import { Lab, PROXY } from "./lib/net.mjs";
-import { Server } from "./lib/server.mjs";
+import { PROXY } from "./lib/net.mjs";
 import { Participant, startChromium, startFirefox, startMortalChromium } from "./lib/browsers.mjs";
+import { setStage } from "./lib/stage.mjs";
 import { over, until } from "./lib/until.mjs";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
@@ -15,10 +15,7 @@ const limit = (quality, generous) => (process.env.POSTERN_SCENARIOS === "1" ? qu
 let lab, server, atHome, inOffice;
 
 before(async () => {
-  lab = new Lab();
-  await lab.settled();
-  server = new Server(lab, { workers: 2 });
-  await server.start();
+  ({ lab, server } = await setStage());
   atHome = await startChromium(lab, server, "home");
   inOffice = await startChromium(lab, server, "office");
 }, { timeout: 60_000 });

@@ -4,9 +4,8 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { startChromium } from "./lib/browsers.mjs";
-import { Lab } from "./lib/net.mjs";
 import { SdkPage } from "./lib/sdk.mjs";
-import { Server } from "./lib/server.mjs";
+import { setStage } from "./lib/stage.mjs";
 import { until } from "./lib/until.mjs";
 
 const TEST = { timeout: 180_000 };
@@ -15,11 +14,7 @@ const limit = (quality, generous) => (process.env.POSTERN_SCENARIOS === "1" ? qu
 let lab, server, atHome, inOffice, ada, bob;
 
 before(async () => {
-  lab = new Lab();
-  await lab.settled();
-  server = new Server(lab, { workers: 2 });
-  await server.start();
-  lab.firewall("open");
+  ({ lab, server } = await setStage());
   atHome = await startChromium(lab, server, "home");
   inOffice = await startChromium(lab, server, "office");
 }, { timeout: 60_000 });

@@ -3,10 +3,10 @@
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
 import { startChromium } from "./lib/browsers.mjs";
-import { DOMAIN, Lab } from "./lib/net.mjs";
+import { DOMAIN } from "./lib/net.mjs";
 import { SdkPage } from "./lib/sdk.mjs";
-import { Server } from "./lib/server.mjs";
 import { startHooks, startService } from "./lib/service.mjs";
+import { setStage, startProgram } from "./lib/stage.mjs";
 import { until } from "./lib/until.mjs";
 
 const TEST = { timeout: 180_000 };
@@ -14,12 +14,8 @@ const client = (name) => new URL(`clients/${name}`, import.meta.url).pathname;
 let lab, server, browser;
 
 before(async () => {
-  lab = new Lab();
-  await lab.settled();
   const hooks = "http://127.0.0.1:9000/hook";
-  server = new Server(lab, { workers: 2, config: `[webhooks]\nurls = ["${hooks}", "http://127.0.0.1:9/nobody-listens"]\n` });
-  await server.start();
-  lab.firewall("open");
+  ({ lab, server } = await setStage({ config: `[webhooks]\nurls = ["${hooks}", "http://127.0.0.1:9/nobody-listens"]\n` }));
   browser = await startChromium(lab, server, "home");
 }, { timeout: 60_000 });
 
@@ -157,17 +153,13 @@ test("livekit-server-sdk: every method of the room service, seen from a page; we
   await Promise.all([ada.close(), bob.close(), eve.close()]);
 });
 
-/** Starts a client in the office; what it prints gathers in `said`. */
+/** Starts a client in the office that trusts the server; `says` waits for what it prints. */
 function start(command, args, name) {
-  const child = lab.spawn(lab.names.office, command, args, { env: { ...process.env, SSL_CERT_FILE: server.authority, NODE_EXTRA_CA_CERTS: server.authority, PYTHONPATH: client(""), SCHEMATHESIS_HOOKS: "sdp_hooks" } });
-  child.said = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (child.said += text));
+  const trust = { SSL_CERT_FILE: server.authority, NODE_EXTRA_CA_CERTS: server.authority, PYTHONPATH: client(""), SCHEMATHESIS_HOOKS: "sdp_hooks" };
+  const child = startProgram(lab, command, args, trust);
   child.says = (what, withinMs = 30_000) => until(`${name} says ${what}`, withinMs, () => child.said.includes(what)).catch((error) => {
     throw new Error(`${error.message}\n${child.said.slice(-3000)}\n${server.log.slice(-3000)}`);
   });
-  child.stop = () => {
-    for (const pid of lab.in(lab.names.office, "pgrep", "-f", args[0]).trim().split("\n")) process.kill(Number(pid), "SIGTERM");
-  };
   return child;
 }
 
@@ -227,6 +219,6 @@ test("the description of the HTTP endpoints is what they do (schemathesis)", { t
   // 501 stands in the description; any other answer of that kind does not.
   args.push("--checks", "status_code_conformance,content_type_conformance,response_schema_conformance");
   const child = start(new URL(".venv/bin/schemathesis", import.meta.url).pathname, args, "schemathesis");
-  const code = await new Promise((resolve) => child.once("exit", resolve));
+  const code = await child.ended;
   assert.equal(code, 0, child.said.slice(-6000));
 });

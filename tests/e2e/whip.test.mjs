@@ -5,9 +5,9 @@ import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { after, before, test } from "node:test";
 import { startChromium } from "./lib/browsers.mjs";
-import { DOMAIN, Lab } from "./lib/net.mjs";
+import { DOMAIN } from "./lib/net.mjs";
 import { SdkPage } from "./lib/sdk.mjs";
-import { Server } from "./lib/server.mjs";
+import { setStage, startProgram } from "./lib/stage.mjs";
 import { until } from "./lib/until.mjs";
 
 const TEST = { timeout: 120_000 };
@@ -17,11 +17,7 @@ const PYTHON = new URL(".venv/bin/python", import.meta.url).pathname;
 let lab, server, browser;
 
 before(async () => {
-  lab = new Lab();
-  await lab.settled();
-  server = new Server(lab, { workers: 2 });
-  await server.start();
-  lab.firewall("open");
+  ({ lab, server } = await setStage());
   browser = await startChromium(lab, server, "home");
 }, { timeout: 60_000 });
 
@@ -29,19 +25,6 @@ after(async () => {
   await browser?.close();
   lab?.close();
 });
-
-/** Starts a publisher; its output gathers in `said`. */
-function publish(command, ...args) {
-  const child = lab.spawn(lab.names.office, command, args);
-  child.said = "";
-  for (const stream of [child.stdout, child.stderr]) stream.on("data", (text) => (child.said += text));
-  child.ended = new Promise((resolve) => child.once("exit", resolve));
-  child.stop = () => {
-    for (const pid of lab.in(lab.names.office, "pgrep", "-f", args[0]).trim().split("\n")) process.kill(Number(pid), "SIGTERM");
-    return child.ended;
-  };
-  return child;
-}
 
 /** A player in a page, as a web developer would write it: one offer, one answer. */
 async function watch(token, query = "") {
@@ -103,7 +86,7 @@ for (const [name, start, options] of [
   ["a page", publishFromPage, TEST],
   [
     "FFmpeg (PyAV), which offers passive DTLS",
-    (token) => publish(PYTHON, client("whip_push.py"), WHIP, token),
+    (token) => startProgram(lab, PYTHON, [client("whip_push.py"), WHIP, token]),
     // It waits at times for a packet of ours before each of its own, and then sends one or two a second.
     { ...TEST, skip: process.env.POSTERN_SCENARIOS !== "1" && "one of `make scenarios`: this release of FFmpeg stalls by itself on a busy machine" },
   ],

@@ -2,9 +2,9 @@
 
 use super::{Down, Participant, Rooms, mono};
 use crate::base::id::SessionId;
-use crate::shard::SERVER_IDENTITY;
+
 use crate::shard::mail::Command;
-use crate::wire::data_packet::Delivery;
+use crate::wire::data_packet::{Delivery, SERVER_IDENTITIES};
 use livekit_protocol as proto;
 use prost::Message as _;
 use proto::data_packet::Value;
@@ -259,7 +259,7 @@ impl Rooms {
             ..Default::default()
         };
         let packet = proto::DataPacket {
-            participant_identity: format!("{SERVER_IDENTITY}rpc"),
+            participant_identity: format!("{SERVER_IDENTITIES}rpc"),
             destination_identities: vec![to],
             value: Some(Value::RpcRequest(call)),
             ..Default::default()

@@ -43,7 +43,7 @@ impl Unstable {
             PathKind::Tcp | PathKind::RelayTcp => PathKind::RelayTls,
             PathKind::RelayTls => return None,
         };
-        let same = self.failures.iter().filter(|(_, w)| is_datagram(*w) == is_datagram(way)).count();
+        let same = self.failures.iter().filter(|(_, w)| rank(*w) == rank(way)).count();
         if same < FAILURES {
             return None;
         }
@@ -70,10 +70,6 @@ fn rank(way: PathKind) -> u8 {
         PathKind::Tcp | PathKind::RelayTcp => 1,
         PathKind::RelayTls => 2,
     }
-}
-
-fn is_datagram(way: PathKind) -> bool {
-    matches!(way, PathKind::Udp | PathKind::RelayUdp)
 }
 
 impl Rooms {

@@ -1,16 +1,16 @@
 //! Offers and answers: the client's, for what it publishes and, with a single peer connection, hears; and ours, for what
 //! clients with two peer connections hear.
 
-use super::one_shot::OneShot;
 use super::{Dialogue, Down, Participant, Rooms, Subscription, Transport, mono};
 use crate::base::id::{SessionId, TrackId};
-use crate::control::tracks::{assign_subscriptions, bind_published, publish_all, subscribe, use_of, uses_of, want};
+use crate::control::tracks::{assign_subscriptions, bind_published, subscribe, use_of, uses_of, want};
 use crate::session::negotiate::{self, Candidates, Local, Use};
 use crate::shard::mail::{Command, PathKind};
 use crate::wire::rtp::Codec;
 use crate::wire::sdp::{Description, Kind, SECTIONS_USED_MAX};
 use livekit_protocol as proto;
 use proto::leave_request::Action;
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -108,11 +108,9 @@ impl Rooms {
         };
         let Some(answer) = self.answer(session, &offer) else { return };
         let Some(p) = self.participant(session) else { return };
-        let has_sections = p.subscriber.is_none();
-        let own = p.subscriptions.iter().filter(|_| has_sections);
-        let mid_to_track_id = own.filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect();
+        // With two peer connections its own offers carry nothing of ours.
+        let mid_to_track_id = if p.subscriber.is_none() { p.carried_sids() } else { HashMap::new() };
         let answer = proto::SessionDescription { r#type: "answer".into(), sdp: answer.sdp, id: description.id, mid_to_track_id };
-        // Its tracks are known to the others before this answer lets the media flow, to itself with it.
         self.tell(session, Down::Answer(answer));
         self.publications_changed(session);
         self.negotiate_hearing(session);
@@ -126,20 +124,15 @@ impl Rooms {
         let workers = self.workers_of(&name);
         let worker = self.participant(session)?.worker;
         let fresh = self.credentials(worker);
-        let random: Vec<String> = offer.sections.iter().map(|_| self.secrets.id_chars(12)).collect();
-        let ids: Vec<TrackId> = offer.sections.iter().map(|_| TrackId(self.next_id())).collect();
-        let tracks_max = self.around.tracks_per_participant;
+        self.publish_sections(session, offer);
         let p = self.participant(session)?;
         if !p.first.remote_ufrag.is_empty() && p.first.remote_ufrag != offer.ufrag {
             p.first.credentials = fresh;
         }
         p.first.remote_ufrag.clone_from(&offer.ufrag);
         p.first.descriptions += 1;
-        (p.sections.has_offered, p.sections.offered) = (true, offer.sections.len());
+        p.sections.offered = offer.sections.len();
         p.sections.asked = (0, 0);
-        if p.one_shot.as_ref().is_some_and(OneShot::publishes) {
-            publish_all(p, offer, ids.into_iter().zip(random), tracks_max);
-        }
         let (published, unpublished) = bind_published(p, offer);
         let refused = if p.subscriber.is_none() { assign_subscriptions(p, offer) } else { Vec::new() };
         let uses = uses_of(p, offer);
@@ -178,10 +171,10 @@ impl Rooms {
             s.is_routed = true;
             mail(worker, subscribe(room_id, ear, s));
             mail(worker, want(room_id, ear, s));
-            routed.push((s.publisher, s.sid.clone()));
+            routed.push((s.publisher, s.track, s.layer_wanted()));
         }
-        for (publisher, sid) in routed {
-            self.heard(publisher, sid);
+        for (publisher, track, layer) in routed {
+            self.heard(publisher, track, layer);
         }
     }
 
@@ -255,10 +248,9 @@ impl Rooms {
             playout,
         };
         let sdp = negotiate::offer(&sections, &local, &uses);
-        let mid_to_track_id = p.subscriptions.iter().filter_map(|s| Some((s.mid.clone()?, s.sid.clone()))).collect();
+        let mid_to_track_id = p.carried_sids();
         let key = p.session;
         p.subscriber = Some(subscriber);
-        // The new credentials must be known before the client's first check.
         self.tell(key, Down::Offer(proto::SessionDescription { r#type: "offer".into(), sdp, id, mid_to_track_id }));
     }
 

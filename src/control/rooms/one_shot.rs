@@ -3,12 +3,10 @@
 
 use super::joining::permission_of;
 use super::{Arrival, Dialogue, JoinError, Participant, Rooms};
-use crate::base::id::{SessionId, Ssrc};
+use crate::base::id::{SessionId, Ssrc, TrackId};
 use crate::control::auth::Claims;
-use crate::control::tracks::{assign_subscriptions, may_publish, source_of, uses_of};
+use crate::control::tracks::{may_publish, publish_all, source_of};
 use crate::engine::ice::Credentials;
-use crate::session::negotiate::{self, Local};
-use crate::shard::mail::Command;
 use crate::wire::sdp::{Description, Kind, SdpError};
 use livekit_protocol as proto;
 
@@ -29,7 +27,7 @@ pub(in crate::control) struct OneShot {
     purpose: Purpose,
     offer: Description,
     /// Sections that a player receives in: their sources stay the same whoever is heard in them.
-    pub(super) slots: Vec<Slot>,
+    slots: Vec<Slot>,
 }
 
 pub(in crate::control) struct Slot {
@@ -39,7 +37,7 @@ pub(in crate::control) struct Slot {
 }
 
 /// What answers an offer over HTTP.
-pub struct Whole {
+pub struct Opened {
     pub session: SessionId,
     pub resource: String,
     pub sdp: String,
@@ -54,21 +52,18 @@ pub struct Restarted {
     pub candidates: Vec<String>,
 }
 
-impl OneShot {
-    pub(super) fn publishes(&self) -> bool {
-        self.purpose == Purpose::Publish
-    }
-}
-
 impl Rooms {
     /// A publisher or player comes with its offer.
-    pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Whole, JoinError> {
+    pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Opened, JoinError> {
         let offer = Description::parse(offer)?;
         let media = || offer.sections.iter().filter(|s| s.kind != Kind::Application && !s.is_rejected && !s.formats.is_empty());
         let permission = permission_of(&claims);
         let may = |kind: Kind| may_publish(Some(&permission), source_of(kind) as i32);
-        if purpose == Purpose::Publish && !may(Kind::Audio) && !may(Kind::Video) || purpose != Purpose::Publish && !permission.can_subscribe
-        {
+        let is_allowed = match purpose {
+            Purpose::Publish => may(Kind::Audio) || may(Kind::Video),
+            Purpose::Play { .. } => permission.can_subscribe,
+        };
+        if !is_allowed {
             return Err(JoinError::NotAllowed);
         }
         let is_fit = match purpose {
@@ -97,12 +92,12 @@ impl Rooms {
         self.publications_changed(session);
         let ice_servers = self.ice_servers(host, session);
         let Some(answer) = answer else { return Err(JoinError::RoomMissing) };
-        Ok(Whole { session, resource, sdp: answer.sdp, ufrag: answer.credentials.ufrag, ice_servers })
+        Ok(Opened { session, resource, sdp: answer.sdp, ufrag: answer.credentials.ufrag, ice_servers })
     }
 
     fn slot(&mut self, mid: String) -> Slot {
-        let two = self.secrets.u64();
-        Slot { mid, ssrc: Ssrc(two as u32 | 1), rtx: Ssrc((two >> 32) as u32 & !1) }
+        let (ssrc, rtx) = self.ssrcs();
+        Slot { mid, ssrc, rtx }
     }
 
     /// The session behind a URL, for the one whose token it is.
@@ -128,27 +123,24 @@ impl Rooms {
         Some(Restarted { credentials, candidates: self.around.candidates.lines() })
     }
 
-    /// Gives a player what is published by now, in the sections that are free.
+    /// Gives a player what is published by now, in the sections that are free: its offer is answered once more, and only the
+    /// data plane hears of it.
     pub(super) fn fill_slots(&mut self, session: SessionId) {
-        let fingerprint = self.around.fingerprint.clone();
-        let candidates = self.around.candidates.clone();
-        let playout = self.room_of(session).and_then(|r| r.playout);
-        let Some(p) = self.participant(session) else { return };
-        let Some(offer) = p.one_shot.as_ref().map(|o| o.offer.clone()) else { return };
-        // What it cannot decode it does without.
-        drop(assign_subscriptions(p, &offer));
-        let (worker, key) = (p.worker, p.session);
-        let local = Local {
-            credentials: &p.first.credentials,
-            fingerprint: &fingerprint,
-            candidates: &candidates,
-            session_id: key.0,
-            version: p.first.descriptions,
-            playout,
-        };
-        let plan = negotiate::answer(&offer, &local, &uses_of(p, &offer)).1;
-        self.mail(worker, Command::Apply { session: key, plan: Box::new(plan) });
-        self.route_assigned(key);
+        let Some(offer) = self.participant(session).and_then(|p| p.one_shot.as_ref()).map(|o| o.offer.clone()) else { return };
+        self.answer(session, &offer);
+    }
+
+    /// Makes tracks of what a publisher's offer sends.
+    pub(super) fn publish_sections(&mut self, session: SessionId, offer: &Description) {
+        let is_publisher = |p: &mut Participant| p.one_shot.as_ref().is_some_and(|o| o.purpose == Purpose::Publish);
+        if !self.participant(session).is_some_and(is_publisher) {
+            return;
+        }
+        let names: Vec<(TrackId, String)> = offer.sections.iter().map(|_| (TrackId(self.next_id()), self.secrets.id_chars(12))).collect();
+        let tracks_max = self.around.tracks_per_participant;
+        if let Some(p) = self.participant(session) {
+            publish_all(p, offer, names.into_iter(), tracks_max);
+        }
     }
 }
 

@@ -1,5 +1,6 @@
 //! What participants publish, and what they say of themselves.
 
+use super::quality::Demand;
 use super::{Down, Participant, Rooms, Track};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{is_reserved, is_too_long, may_publish, track_info};
@@ -42,7 +43,7 @@ impl Rooms {
             return self.respond(session, 0, reason, message, Request::AddTrack(request));
         }
         let info = track_info(&request, random);
-        p.tracks.push(Track { id, cid: request.cid.clone(), info: info.clone(), mid: None, is_heard: false });
+        p.tracks.push(Track { id, cid: request.cid.clone(), info: info.clone(), mid: None, is_heard: false, demand: Demand::default() });
         self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: Some(info) }));
     }
 
@@ -55,8 +56,6 @@ impl Rooms {
     /// Mutes or unmutes a track. What still comes of one that was muted against its publisher's will is dropped: the client
     /// need not obey. `false` when there is no such track.
     pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool, by_force: bool) -> bool {
-        let Some(room) = self.room_of(session) else { return false };
-        let room_id = room.id;
         let Some(p) = self.participant(session) else { return false };
         let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid) else { return false };
         track.info.muted = is_muted;
@@ -65,7 +64,7 @@ impl Rooms {
         let was_published = published.is_some();
         published.into_iter().for_each(|t| t.muted = is_muted);
         if by_force || !is_muted {
-            self.mail(worker, Command::Silence { room: room_id, track: id, is_silenced: is_muted });
+            self.mail(worker, Command::Silence { track: id, is_silenced: is_muted });
         }
         if was_published {
             self.announce(session, true);

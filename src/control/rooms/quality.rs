@@ -2,11 +2,12 @@
 
 use super::{Down, Participant, Rooms, mono};
 use crate::base::id::{SessionId, TrackId};
+use crate::control::tracks::kind_of;
 use crate::session::quality::Sample;
 use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use proto::ConnectionQuality as Level;
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 /// How long nobody must want a layer before its publisher may stop it.
@@ -26,14 +27,50 @@ pub(in crate::control) struct Scores {
     rating: Option<f32>,
     sampled_at: Option<Instant>,
     told: Option<Level>,
-    /// By track: the best layer that its publisher was told to be wanted, and since when less would do.
-    layers: BTreeMap<String, Demand>,
 }
 
-struct Demand {
+/// Which layers of a track its publisher was told to be wanted.
+pub(in crate::control) struct Demand {
     told: Option<u8>,
     less_since: Option<Instant>,
-    born: Instant,
+    /// When it was first looked at.
+    born: Option<Instant>,
+}
+
+impl Default for Demand {
+    /// Publishers begin with all layers.
+    fn default() -> Self {
+        Self { told: Some(2), less_since: None, born: None }
+    }
+}
+
+impl Demand {
+    /// What to tell when somebody wants this layer.
+    fn wanted(&mut self, now: Instant, layer: Option<u8>, info: &proto::TrackInfo) -> Option<proto::SubscribedQualityUpdate> {
+        self.born.get_or_insert(now);
+        if layer > self.told {
+            (self.told, self.less_since) = (layer, None);
+            return Some(quality_update(info, layer));
+        }
+        if layer == self.told {
+            self.less_since = None;
+        } else {
+            self.less_since.get_or_insert(now);
+        }
+        None
+    }
+
+    /// What to tell when this is the best layer that anybody wants.
+    fn review(&mut self, now: Instant, best: Option<u8>, info: &proto::TrackInfo) -> Option<proto::SubscribedQualityUpdate> {
+        let more = self.wanted(now, best, info);
+        let is_young = self.born.is_some_and(|born| now.duration_since(born) < FIRST_LOWER_AFTER);
+        let patience = if is_young { FIRST_LOWER_AFTER } else { LOWER_AFTER };
+        if more.is_some() || self.less_since.is_none_or(|at| now.duration_since(at) < patience) {
+            return more;
+        }
+        (self.told, self.less_since) = (best, None);
+        Some(quality_update(info, best))
+    }
 }
 
 impl Scores {
@@ -86,7 +123,7 @@ impl Rooms {
 
     /// Tells what has changed in the last seconds.
     pub(super) fn tick_quality(&mut self, now: Instant) {
-        self.lower_layers(now);
+        self.review_layers(now);
         let mut changed = Vec::new();
         for (name, room) in &mut self.rooms {
             for p in &mut room.participants {
@@ -130,56 +167,40 @@ impl Rooms {
 
     // ---- layers ---------------------------------------------------------------------------------------------------
 
-    /// Somebody wants something else of a track than before. More is told at once.
-    pub(super) fn quality_wanted(&mut self, publisher: SessionId, sid: &str) {
-        let wanted = self.best_wanted(sid, publisher);
+    /// Somebody wants this layer of a track from now on. More than before is told at once; whether less will do, the tick sees.
+    pub(super) fn layer_wanted(&mut self, publisher: SessionId, track: TrackId, layer: Option<u8>) {
         let now = mono();
         let Some(p) = self.participant(publisher) else { return };
-        let Some(track) = p.tracks.iter().find(|t| t.info.sid == sid && t.info.r#type == proto::TrackType::Video as i32) else { return };
-        let update = quality_update(&track.info, wanted);
-        let demand = p.scores.layers.entry(sid.to_owned()).or_insert(Demand { told: Some(2), less_since: None, born: now });
-        if wanted > demand.told {
-            (demand.told, demand.less_since) = (wanted, None);
+        let Some(track) = p.tracks.iter_mut().find(|t| t.id == track && is_video(&t.info)) else { return };
+        if let Some(update) = track.demand.wanted(now, layer, &track.info) {
             self.tell(publisher, Down::SubscribedQualityUpdate(update));
-        } else if wanted == demand.told {
-            demand.less_since = None;
-        } else {
-            demand.less_since.get_or_insert(now);
         }
-    }
-
-    /// The best layer that anybody wants of a track.
-    fn best_wanted(&mut self, sid: &str, publisher: SessionId) -> Option<u8> {
-        let room = self.room_of(publisher)?;
-        let all = room.participants.iter().flat_map(|p| &p.subscriptions);
-        all.filter(|s| s.sid == sid && s.kind == Kind::Video && s.enabled && s.is_routed).map(|s| s.layer_max).max()
     }
 
     /// Tells publishers of layers that nobody has wanted for a while.
-    fn lower_layers(&mut self, now: Instant) {
-        let of = |p: &Participant| {
-            let videos = p.tracks.iter().filter(|t| t.mid.is_some() && t.info.r#type == proto::TrackType::Video as i32);
-            videos.map(|t| (p.session, t.info.sid.clone())).collect::<Vec<_>>()
-        };
-        let tracks: Vec<(SessionId, String)> = self.rooms.values().flat_map(|r| &r.participants).flat_map(of).collect();
-        for (publisher, sid) in tracks {
-            self.quality_wanted(publisher, &sid);
-            let wanted = self.best_wanted(&sid, publisher);
-            let Some(p) = self.participant(publisher) else { continue };
-            let Some(track) = p.tracks.iter().find(|t| t.info.sid == sid) else { continue };
-            let update = quality_update(&track.info, wanted);
-            let Some(demand) = p.scores.layers.get_mut(&sid) else { continue };
-            let patience = if now.duration_since(demand.born) < FIRST_LOWER_AFTER { FIRST_LOWER_AFTER } else { LOWER_AFTER };
-            if demand.less_since.is_some_and(|at| now.duration_since(at) >= patience) {
-                (demand.told, demand.less_since) = (wanted, None);
-                self.tell(publisher, Down::SubscribedQualityUpdate(update));
+    fn review_layers(&mut self, now: Instant) {
+        let mut updates = Vec::new();
+        for room in self.rooms.values_mut() {
+            let mut best: HashMap<TrackId, u8> = HashMap::new();
+            for s in room.participants.iter().flat_map(|p| &p.subscriptions).filter(|s| s.is_routed && s.kind == Kind::Video) {
+                if let Some(layer) = s.layer_wanted() {
+                    best.entry(s.track).and_modify(|b| *b = layer.max(*b)).or_insert(layer);
+                }
+            }
+            for p in &mut room.participants {
+                let videos = p.tracks.iter_mut().filter(|t| t.mid.is_some() && is_video(&t.info));
+                let told = videos.filter_map(|t| t.demand.review(now, best.get(&t.id).copied(), &t.info));
+                updates.extend(told.map(|update| (p.session, update)));
             }
         }
-        for p in self.rooms.values_mut().flat_map(|r| &mut r.participants) {
-            let tracks = &p.tracks;
-            p.scores.layers.retain(|sid, _| tracks.iter().any(|t| t.info.sid == *sid));
+        for (publisher, update) in updates {
+            self.tell(publisher, Down::SubscribedQualityUpdate(update));
         }
     }
+}
+
+fn is_video(info: &proto::TrackInfo) -> bool {
+    kind_of(info) == Kind::Video
 }
 
 fn info(p: &Participant) -> proto::ConnectionQualityInfo {

@@ -51,9 +51,9 @@ const TOO_LONG: Failure = Failure::InvalidArgument("name, metadata or attributes
 pub type Later = oneshot::Receiver<Result<String, RpcError>>;
 
 /// The room service's view of the rooms.
-pub struct Admin<'a>(pub &'a mut Rooms);
+pub struct RoomService<'a>(pub &'a mut Rooms);
 
-impl Admin<'_> {
+impl RoomService<'_> {
     pub fn create_room(&mut self, request: proto::CreateRoomRequest) -> Result<proto::Room, Failure> {
         if request.name.is_empty() {
             return Err(Failure::InvalidArgument("a room needs a name"));

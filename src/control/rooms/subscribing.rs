@@ -2,7 +2,7 @@
 
 use super::permissions::is_allowed;
 use super::{Dialogue, Down, Rooms, Subscription};
-use crate::base::id::{SessionId, Ssrc, TrackId};
+use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
 use crate::shard::mail::Command;
@@ -30,8 +30,7 @@ impl Rooms {
 
     /// Wants a track; it flows once a section is free for it. `false` when there is no such track.
     pub(super) fn subscribe(&mut self, session: SessionId, track_sid: &str) -> bool {
-        let two = self.secrets.u64();
-        let (ssrc, rtx) = (Ssrc(two as u32 | 1), Ssrc((two >> 32) as u32 & !1));
+        let (ssrc, rtx) = self.ssrcs();
         let Some(room) = self.room_of(session) else { return false };
         let sync_streams = room.sync_streams;
         let Some(me) = room.participants.iter().find(|p| p.session == session) else { return false };
@@ -107,7 +106,7 @@ impl Rooms {
 
     /// A client lets go of a track when its section does: it is asked to offer again.
     pub(super) fn sections_freed(&mut self, session: SessionId) {
-        if self.participant(session).is_some_and(|p| p.subscriber.is_none() && p.sections.has_offered) {
+        if self.participant(session).is_some_and(|p| p.subscriber.is_none() && p.sections.offered > 0) {
             self.tell(session, Down::MediaSectionsRequirement(proto::MediaSectionsRequirement::default()));
         }
     }
@@ -138,13 +137,14 @@ impl Rooms {
     }
 
     /// A track flows to its first hearer: its publisher is told.
-    pub(super) fn heard(&mut self, publisher: SessionId, sid: String) {
+    pub(super) fn heard(&mut self, publisher: SessionId, track: TrackId, layer: Option<u8>) {
         let Some(p) = self.participant(publisher) else { return };
-        if let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid && !t.is_heard) {
+        if let Some(track) = p.tracks.iter_mut().find(|t| t.id == track && !t.is_heard) {
             track.is_heard = true;
-            self.tell(publisher, Down::TrackSubscribed(proto::TrackSubscribed { track_sid: sid.clone() }));
+            let track_sid = track.info.sid.clone();
+            self.tell(publisher, Down::TrackSubscribed(proto::TrackSubscribed { track_sid }));
         }
-        self.quality_wanted(publisher, &sid);
+        self.layer_wanted(publisher, track, layer);
     }
 
     pub fn track_settings(&mut self, session: SessionId, request: &proto::UpdateTrackSettings) {
@@ -160,11 +160,11 @@ impl Rooms {
             subscription.enabled = !request.disabled && request.quality != proto::VideoQuality::Off as i32;
             subscription.layer_max = wanted_layer(request, layers.get(&subscription.sid).map_or(&[], Vec::as_slice));
             subscription.temporal_max = wanted_temporal(request.fps);
-            wants.push((want(room_id, ear, subscription), subscription.publisher, subscription.sid.clone()));
+            wants.push((want(room_id, ear, subscription), subscription.publisher, subscription.track, subscription.layer_wanted()));
         }
-        for (want, publisher, sid) in wants {
+        for (want, publisher, track, layer) in wants {
             self.mail(worker, want);
-            self.quality_wanted(publisher, &sid);
+            self.layer_wanted(publisher, track, layer);
         }
     }
 
@@ -174,7 +174,7 @@ impl Rooms {
         let waiting = |kind: Kind| p.subscriptions.iter().filter(|s| s.kind == kind && s.waits_for_section()).count() as u32;
         let (audio, video) = (waiting(Kind::Audio), waiting(Kind::Video));
         let sections = &mut p.sections;
-        if !sections.has_offered || (audio, video) == (0, 0) {
+        if sections.offered == 0 || (audio, video) == (0, 0) {
             return;
         }
         // Asked once for each track that waits; zeros ask to offer again with what is there.

@@ -206,7 +206,7 @@ fn a_removed_participant_needs_a_later_token() {
     let mut lab = lab(|_| {});
     let (_ada, mut bob) = (lab.join("ada"), lab.join("bob"));
     let request = proto::RoomParticipantIdentity { room: "room".into(), identity: "bob".into(), revoke_token_ts: 1_000 };
-    Admin(&mut lab.rooms).remove_participant(&request).expect("it is there");
+    RoomService(&mut lab.rooms).remove_participant(&request).expect("it is there");
     let told = bob.told();
     assert!(matches!(told.last(), Some(Down::Leave(l)) if l.action == Action::Disconnect as i32 && l.reason == 4), "{told:?}");
     assert!(matches!(lab.try_join(claims("bob"), false), Err(JoinError::Revoked)));
@@ -335,7 +335,7 @@ fn a_layer_that_nobody_wants_is_told_late_and_one_that_is_wanted_at_once() {
 fn rooms_stay_a_while_when_they_are_empty() {
     let mut lab = lab(|r| (r.empty_timeout_s, r.departure_timeout_s) = (300, 20));
     let request = proto::CreateRoomRequest { name: "empty".into(), empty_timeout: 1, ..Default::default() };
-    Admin(&mut lab.rooms).create_room(request).expect("made");
+    RoomService(&mut lab.rooms).create_room(request).expect("made");
     let ada = lab.join("ada");
     lab.rooms.remove(ada.session, proto::DisconnectReason::ClientInitiated);
     lab.rooms.tick();
