@@ -2,7 +2,8 @@
 
 SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
-PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-venv
+PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-venv \
+  python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
 .PHONY: run test check deps web e2e e2e-deps scenarios

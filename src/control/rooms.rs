@@ -6,6 +6,7 @@
 //!
 //! This file has the values and what is said to whom; what is done to them stands in one file a subject below.
 
+mod absence;
 mod data;
 mod joining;
 mod lifetime;
@@ -248,6 +249,8 @@ struct Room {
     /// How long pictures are to be held back.
     playout: Option<Playout>,
     participants: Vec<Participant>,
+    /// Who dropped out and may still resume; nobody sees them.
+    absent: Vec<absence::Absent>,
     /// Who left lately: a client whose signalling was away is told on its return.
     departed: Vec<(Instant, proto::ParticipantInfo)>,
     /// Updates about those who do not publish, kept for a moment: in a big room they come by the hundred.
@@ -423,6 +426,7 @@ impl Rooms {
                 }
             }
             Report::Silent { session, was_busy } => self.fell_silent(session, was_busy),
+            Report::Unreachable { session } => self.drop_out(session, proto::DisconnectReason::ConnectionTimeout),
             Report::Ended { session, end, detail } => self.media_ended(session, end, &detail),
             Report::LastMessage { session, sequence } => self.resumed(session, sequence),
             Report::Speakers { room, changes } => self.speakers_changed(room, &changes),

@@ -14,6 +14,8 @@ use axum::body::{Body, Bytes};
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use bytes::BytesMut;
+use http_body_util::BodyExt;
 use livekit_protocol as proto;
 use prost::Message;
 use prost_reflect::{DescriptorPool, DeserializeOptions, DynamicMessage, MethodDescriptor, SerializeOptions};
@@ -22,6 +24,8 @@ use std::time::Duration;
 
 /// Longest request, bytes.
 pub const REQUEST_MAX: usize = 10 * 1024 * 1024;
+/// What is swallowed of a body that is too long, bytes.
+const SWALLOWED_MAX: usize = 1024 * 1024;
 /// How long a request's body may take.
 const BODY_WITHIN: Duration = Duration::from_secs(10);
 const ROOM_SERVICE: &str = "livekit.RoomService";
@@ -168,13 +172,27 @@ async fn answer(front: &Front, service: &str, method: &str, request: Request) ->
 /// Why a body was not read.
 pub enum Unread {
     TooLong,
+    /// It did not come whole in time.
     TooSlow,
 }
 
-/// A whole body, within limits of length and time.
-pub async fn read(body: Body, max: usize) -> Result<Bytes, Unread> {
-    let read = tokio::time::timeout(BODY_WITHIN, axum::body::to_bytes(body, max)).await;
-    read.map_err(|_| Unread::TooSlow)?.map_err(|_| Unread::TooLong)
+/// A whole body, within limits of length and time. Of one that is too long some more is swallowed: whoever still sends when
+/// the connection closes may not get to see the answer (RFC 9112 §9.6).
+pub async fn read(mut body: Body, max: usize) -> Result<Bytes, Unread> {
+    let whole = async {
+        let (mut read, mut len) = (BytesMut::new(), 0);
+        while let Some(frame) = body.frame().await {
+            let data = frame.map_err(|_| Unread::TooSlow)?.into_data().unwrap_or_default();
+            len += data.len();
+            if len <= max {
+                read.extend_from_slice(&data);
+            } else if len > max + SWALLOWED_MAX {
+                break;
+            }
+        }
+        if len > max { Err(Unread::TooLong) } else { Ok(read.freeze()) }
+    };
+    tokio::time::timeout(BODY_WITHIN, whole).await.unwrap_or(Err(Unread::TooSlow))
 }
 
 /// The token of a request: `Authorization: Bearer …`.

@@ -6,7 +6,8 @@
 //! 4. A relayed path is answered only after direct ones had a head start: on a short round trip a browser would settle for
 //!    the relay before it has even tried TCP (docs/decisions/0001-direct-paths-first.md).
 //! 5. Silence, without authenticated checks or media, is told after [`BUSY_SILENT_FOR`] or [`SILENT_FOR`], so that the client
-//!    may be asked to look for another way; after [`CONSENT_LIFETIME`] the session ends.
+//!    may be asked to look for another way; after [`CONSENT_LIFETIME`] all ways are given up, and nothing leaves until a new
+//!    check comes.
 //!
 //! Not here, on purpose: checks of our own. A lite agent has none (RFC 8445 §6.2).
 
@@ -16,7 +17,7 @@ use crate::crypto::HmacSha1;
 use crate::wire::stun::{Class, Message, Method, Writer, attr};
 use std::net::SocketAddr;
 
-/// Silence after which a participant is gone.
+/// Silence after which nothing may be sent any more.
 pub const CONSENT_LIFETIME: Duration = Duration::from_secs(15);
 /// Silence after which a way has probably failed: browsers check their pair every 2.5 s (Chromium) or 5 s (Firefox).
 pub const SILENT_FOR: Duration = Duration::from_secs(8);
@@ -50,6 +51,8 @@ pub enum Effect {
     Dropped(PathId),
     /// Nothing has come for some seconds; told once soon where media came just before, and once for everybody.
     Silent { was_busy: bool },
+    /// Consent has run out, and all ways with it.
+    Unreachable,
 }
 
 /// Why a check got no success answer.
@@ -97,6 +100,8 @@ pub struct Ice {
     /// Since when media packets are counted, how many they are, and how many came in the second before.
     counting: (Instant, u32, u32),
     first_relayed: Option<Instant>,
+    /// Consent has run out, and nothing came since.
+    is_unreachable: bool,
 }
 
 impl Ice {
@@ -112,6 +117,7 @@ impl Ice {
             silence_told: 0,
             counting: (now, 0, 0),
             first_relayed: None,
+            is_unreachable: false,
         }
     }
 
@@ -245,6 +251,7 @@ impl Ice {
     fn alive(&mut self, now: Instant, media: u32) {
         self.last_alive = now;
         self.silence_told = 0;
+        self.is_unreachable = false;
         let (since, count, _) = &mut self.counting;
         *count += media;
         if now.since(*since) >= Duration::from_secs(1) {
@@ -272,18 +279,22 @@ impl Ice {
         }
     }
 
-    /// Tells of silence when it is due. Whether the client counts as gone.
-    pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) -> bool {
+    /// Tells of silence when it is due, and gives all ways up when consent has run out.
+    pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
         while self.silence_due().is_some_and(|at| at <= now) {
             out.push(Effect::Silent { was_busy: self.is_busy() && self.silence_told == 0 });
             self.silence_told = if self.is_busy() { self.silence_told + 1 } else { 2 };
         }
-        self.expiry().is_some_and(|at| at <= now)
+        if self.expiry().is_some_and(|at| at <= now) {
+            (self.is_unreachable, self.selected) = (true, None);
+            out.extend(self.paths.drain(..).map(|p| Effect::Dropped(p.id)));
+            out.push(Effect::Unreachable);
+        }
     }
 
-    /// When the client counts as gone; never before it has described itself.
+    /// When consent runs out; never before the client has described itself.
     fn expiry(&self) -> Option<Instant> {
-        self.remote_ufrag.as_ref()?;
+        self.remote_ufrag.as_ref().filter(|_| !self.is_unreachable)?;
         Some(self.last_alive + if self.was_checked { CONSENT_LIFETIME } else { FIRST_CHECK_WITHIN })
     }
 
@@ -438,7 +449,7 @@ mod tests {
         assert_eq!(lab.ice.deadline(), Some(at(30_000)));
         lab.check(1_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
         assert_eq!(lab.ice.deadline(), Some(at(9_000)), "of silence");
-        assert!(!lab.ice.wake(at(9_000), &mut lab.out));
+        lab.ice.wake(at(9_000), &mut lab.out);
         assert_eq!(lab.out.pop(), Some(Effect::Silent { was_busy: false }));
         assert_eq!(lab.ice.deadline(), Some(at(16_000)), "told once");
         for ms in 10_000..10_050 {
@@ -454,7 +465,11 @@ mod tests {
         }
         assert_eq!(lab.ice.deadline(), Some(at(22_300)));
         lab.ice.media_arrived(at(10_049 + 5_000), udp(1), true, &mut lab.out);
-        assert!(lab.ice.wake(at(30_049), &mut lab.out));
+        lab.ice.wake(at(30_049), &mut lab.out);
+        assert_eq!(lab.out.split_off(lab.out.len() - 2), [Effect::Dropped(udp(1)), Effect::Unreachable]);
+        assert_eq!((lab.ice.selected(), lab.ice.deadline()), (None, None), "told once");
+        lab.check(40_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
+        assert_eq!((lab.ice.selected(), lab.ice.deadline()), (Some(udp(1)), Some(at(48_000))), "it is back");
     }
 
     #[test]

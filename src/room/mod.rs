@@ -29,6 +29,7 @@ const LAYER_MISSED: Duration = Duration::from_millis(400);
 const INTERVALS_MISSED: u32 = 3;
 
 /// One participant's transport, as the others know it. A participant with two is two members with one sid.
+#[derive(Clone)]
 pub struct Member {
     pub session: SessionId,
     pub identity: String,

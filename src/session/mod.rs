@@ -50,8 +50,6 @@ pub enum State {
 /// Why a session ended by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// No authenticated check or media for 15 s, or never one.
-    ConsentLost,
     HandshakeFailed,
     /// The certificate is not the one that signalling announced.
     FingerprintMismatch,
@@ -136,6 +134,8 @@ pub enum Effect {
     /// What the transport was like lately.
     Sampled(Sample),
     /// It ended by itself; the text is for the log.
+    /// No authenticated check or media for 15 s, or never one: nothing leaves until one comes.
+    Unreachable,
     Ended(End, String),
 }
 
@@ -407,13 +407,8 @@ impl Session {
     }
 
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let is_gone = self.ice.wake(now, &mut self.ice_out);
+        self.ice.wake(now, &mut self.ice_out);
         self.drain_ice(out);
-        if is_gone && self.state != State::Closing {
-            self.state = State::Closing;
-            out.push(Effect::Ended(End::ConsentLost, String::new()));
-            return;
-        }
         if let Some(dtls) = &mut self.dtls
             && dtls.deadline().is_some_and(|at| at <= now)
         {
@@ -479,6 +474,10 @@ impl Session {
             ice::Effect::Selected(path) => Effect::PathSelected(path),
             ice::Effect::Dropped(path) => Effect::PathDropped(path),
             ice::Effect::Silent { was_busy } => Effect::Silent { was_busy },
+            ice::Effect::Unreachable => {
+                self.last_path = None;
+                Effect::Unreachable
+            }
         }));
     }
 

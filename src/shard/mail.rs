@@ -101,6 +101,14 @@ pub enum Command {
     TellLastMessage {
         session: SessionId,
     },
+    /// A member leaves its room, with all that it publishes and hears; its transport stays.
+    StepOut {
+        session: SessionId,
+    },
+    /// It is back, as it was; what it publishes and hears is told anew.
+    StepIn {
+        session: SessionId,
+    },
     Close {
         session: SessionId,
     },
@@ -144,6 +152,10 @@ pub enum Report {
         session: SessionId,
         /// Media came just before.
         was_busy: bool,
+    },
+    /// Nothing has come for so long that nothing may be sent any more (RFC 7675).
+    Unreachable {
+        session: SessionId,
     },
     Ended {
         session: SessionId,

@@ -23,7 +23,7 @@ use crate::engine::dtls::Identity;
 use crate::engine::ice;
 use crate::engine::relay_table::Allocation;
 use crate::engine::turn::{self, Turn, TurnConfig};
-use crate::room::{Room, Word};
+use crate::room::{Member, Room, Word};
 use crate::session::path::{self, Cargo, FrameQueue, Route};
 use crate::session::{self, Media, Session, SessionDrop};
 use crate::wire::demux::{self, DatagramKind};
@@ -100,6 +100,8 @@ struct Place {
     last_message: u32,
     /// Who gets the packets of its data tracks, by the handle that it sends them under.
     data_routes: HashMap<u16, Vec<(WorkerId, SessionId, u16)>>,
+    /// What it was in its room, while it is not there.
+    stepped_out: Option<Member>,
     /// Messages for the server itself: since when they are counted, and how many.
     told_server: (Instant, u32),
 }
@@ -600,6 +602,7 @@ impl Shard {
                 }
                 session::Effect::Silent { was_busy } => self.effects.push(Effect::Report(Report::Silent { session: id, was_busy })),
                 session::Effect::Sampled(sample) => self.effects.push(Effect::Report(Report::Quality { session: id, sample })),
+                session::Effect::Unreachable => self.effects.push(Effect::Report(Report::Unreachable { session: id })),
                 session::Effect::Ended(end, detail) => {
                     ended = true;
                     self.effects.push(Effect::Report(Report::Ended { session: id, end, detail }));
@@ -662,20 +665,7 @@ impl Shard {
             for ufrag in &place.ufrags {
                 self.table.remove_ufrag(ufrag);
             }
-            if let Some(room) = self.rooms.get_mut(&place.room) {
-                for track in room.leave(id) {
-                    self.forget_track(track);
-                }
-                self.tell_homes(place.room);
-            }
-            let empty = self.rooms.get(&place.room).filter(|r| r.is_empty());
-            if let Some(tracks) = empty.map(|r| r.tracks().collect::<Vec<_>>()) {
-                for track in tracks {
-                    self.forget_track(track);
-                }
-                self.rooms.remove(&place.room);
-                self.timers.forget(Timer::Speakers(place.room));
-            }
+            self.leave_room(id, place.room);
         }
         self.timers.forget(Timer::Session(id));
         self.counters.count(Counter::SessionsClosed);

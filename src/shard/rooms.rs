@@ -2,7 +2,7 @@
 
 use super::counters::Counter;
 use super::mail::{Command, Effect, Parcel, Report};
-use super::{Place, Shard};
+use super::{Place, Shard, Timer};
 use crate::base::id::{RoomId, SessionId};
 use crate::base::time::{Duration, Now};
 use crate::engine::sctp;
@@ -35,6 +35,7 @@ impl Shard {
                         ufrags: vec![credentials.ufrag],
                         last_message: 0,
                         data_routes: HashMap::new(),
+                        stepped_out: None,
                         told_server: (now.mono, 0),
                     },
                 );
@@ -124,7 +125,43 @@ impl Shard {
                     self.effects.push(Effect::Report(Report::LastMessage { session, sequence }));
                 }
             }
+            Command::StepOut { session } => self.step_out(session),
+            Command::StepIn { session } => self.step_in(session),
             Command::Close { session } => self.close(now, session),
+        }
+    }
+
+    /// A member leaves its room with all that it publishes and hears.
+    pub(super) fn leave_room(&mut self, id: SessionId, room_id: RoomId) {
+        let Some(room) = self.rooms.get_mut(&room_id) else { return };
+        let mut gone = room.leave(id);
+        let is_empty = room.is_empty();
+        if is_empty {
+            gone.extend(room.tracks());
+        }
+        for track in gone {
+            self.forget_track(track);
+        }
+        self.tell_homes(room_id);
+        if is_empty {
+            self.rooms.remove(&room_id);
+            self.timers.forget(Timer::Speakers(room_id));
+        }
+    }
+
+    fn step_out(&mut self, id: SessionId) {
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let room = place.room;
+        if let Some(member) = self.rooms.get(&room).and_then(|r| r.member(id)) {
+            place.stepped_out = Some(member.clone());
+            self.leave_room(id, room);
+        }
+    }
+
+    fn step_in(&mut self, id: SessionId) {
+        let Some(place) = self.places.get_mut(&id) else { return };
+        if let Some(member) = place.stepped_out.take() {
+            self.rooms.entry(place.room).or_default().join(member);
         }
     }
 

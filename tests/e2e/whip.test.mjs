@@ -84,6 +84,7 @@ async function publishFromPage(token) {
 
 for (const [name, start, options] of [
   ["a page", publishFromPage, TEST],
+  ["GStreamer, which has an RSA certificate", (token) => startProgram(lab, "/usr/bin/python3", [client("whip_gst.py"), WHIP, token, server.authority]), TEST],
   [
     "FFmpeg (PyAV), which offers passive DTLS",
     (token) => startProgram(lab, PYTHON, [client("whip_push.py"), WHIP, token]),

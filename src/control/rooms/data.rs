@@ -107,7 +107,7 @@ impl Rooms {
         self.data_tracks_changed(session);
     }
 
-    fn data_tracks_changed(&mut self, session: SessionId) {
+    pub(super) fn data_tracks_changed(&mut self, session: SessionId) {
         let Some(p) = self.participant(session) else { return };
         let now: Vec<proto::DataTrackInfo> = p.data_tracks.iter().map(|t| t.info.clone()).collect();
         if p.info.data_tracks != now {
@@ -147,9 +147,9 @@ impl Rooms {
     }
 
     /// A participant has left: its subscriptions to data tracks go, and those of others to its own.
-    pub(super) fn forget_data_tracks(&mut self, room: &str, gone: &Participant) {
+    pub(super) fn forget_data_tracks(&mut self, room: &str, gone: &mut Participant) {
         self.forget_data_hearer(room, gone.session);
-        let hearers: Vec<SessionId> = gone.data_tracks.iter().flat_map(|t| t.hearers.keys().copied()).collect();
+        let hearers: Vec<SessionId> = gone.data_tracks.iter_mut().flat_map(|t| std::mem::take(&mut t.hearers).into_keys()).collect();
         for hearer in hearers {
             self.tell_data_handles(hearer);
         }

@@ -110,6 +110,7 @@ impl Rooms {
             if let Some(old) = room.participants.iter().find(|p| p.info.identity == identity).map(|p| p.session) {
                 self.expel(old, proto::DisconnectReason::DuplicateIdentity, Action::Disconnect);
             }
+            self.forget_absent(&name, &identity);
         }
         let room_id = self.room_for(&name, claims.room_config.as_ref());
         let worker = self.worker_for(&name);
@@ -213,6 +214,7 @@ impl Rooms {
             sync_streams: config.is_some_and(|c| c.sync_streams),
             playout: config.and_then(|c| Playout::from_millis(c.min_playout_delay, c.max_playout_delay)),
             participants: Vec::new(),
+            absent: Vec::new(),
             departed: Vec::new(),
             late_news: BTreeMap::new(),
             late_news_due: None,
@@ -303,13 +305,15 @@ impl Rooms {
 
     /// A new signalling connection for a participant that is still here; `None` when it has to join anew.
     pub fn resume(&mut self, claims: &Claims, participant_sid: &str, host: &str, signal: Signal) -> Option<SessionId> {
-        let room = self.rooms.get_mut(&claims.video.room)?;
-        let participant = room.participants.iter_mut().find(|p| p.sid == participant_sid && p.info.identity == claims.identity())?;
-        if participant.dialogue != Dialogue::Signal {
-            return None;
-        }
+        let room = self.rooms.get(&claims.video.room)?;
+        let is_meant = |p: &&Participant| p.sid == participant_sid && p.info.identity == claims.identity();
+        let session = match room.participants.iter().find(is_meant) {
+            Some(present) => present.session,
+            None => self.call_back(claims, participant_sid)?,
+        };
+        let participant = self.participant(session).filter(|p| p.dialogue == Dialogue::Signal)?;
         participant.resuming = Some((signal, host.to_owned()));
-        let (session, worker) = (participant.session, participant.worker);
+        let worker = participant.worker;
         self.mail(worker, Command::TellLastMessage { session });
         Some(session)
     }
@@ -391,17 +395,20 @@ impl Rooms {
         self.remove(session, reason);
     }
 
-    /// Takes a participant out and tells the others.
+    /// Takes a participant out for good.
     pub fn remove(&mut self, session: SessionId, reason: proto::DisconnectReason) {
-        let Some(name) = self.places.get(&session).cloned() else { return };
-        let Some(room) = self.rooms.get_mut(&name) else { return };
-        let Some(at) = room.participants.iter().position(|p| p.sessions().any(|s| s == session)) else { return };
+        if let Some((_, gone)) = self.take_out(session, reason) {
+            self.close_transports(&gone);
+        }
+    }
+
+    /// Takes a participant out of its room and tells the others; it still has its transports.
+    pub(super) fn take_out(&mut self, session: SessionId, reason: proto::DisconnectReason) -> Option<(String, Participant)> {
+        let name = self.places.get(&session)?.clone();
+        let room = self.rooms.get_mut(&name)?;
+        let at = room.participants.iter().position(|p| p.sessions().any(|s| s == session))?;
         let mut gone = room.participants.remove(at);
         let room_id = room.id;
-        for session in gone.sessions() {
-            self.places.remove(&session);
-            self.mail(gone.worker, Command::Close { session });
-        }
         let tracks: Vec<TrackId> = gone.tracks.iter().map(|t| t.id).collect();
         for worker in self.workers_of(&name).into_iter().filter(|w| *w != gone.worker) {
             for track in &tracks {
@@ -434,9 +441,10 @@ impl Rooms {
             self.broadcast(&name, session, &Down::Update(proto::ParticipantUpdate { participants: vec![gone.info.clone()] }));
         }
         self.forget_tracks(&name, &tracks);
-        self.forget_data_tracks(&name, &gone);
+        self.forget_data_tracks(&name, &mut gone);
         self.count();
         tracing::info!(room = %name, session = session.0, ?reason, "a participant left");
+        Some((name, gone))
     }
 
     /// Everybody out: the server stops.
@@ -477,7 +485,7 @@ impl Room {
         self.revoked.insert(identity.to_owned(), from);
     }
 
-    fn is_revoked(&self, identity: &str, valid_from: Option<u64>) -> bool {
+    pub(super) fn is_revoked(&self, identity: &str, valid_from: Option<u64>) -> bool {
         self.revoked.get(identity).is_some_and(|from| valid_from.unwrap_or(0) < u64::try_from(*from).unwrap_or(0))
     }
 

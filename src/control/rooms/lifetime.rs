@@ -170,11 +170,11 @@ impl Rooms {
 
     pub(super) fn media_ended(&mut self, session: SessionId, end: End, detail: &str) {
         let reason = match end {
-            End::ConsentLost => proto::DisconnectReason::ConnectionTimeout,
             End::HandshakeFailed | End::FingerprintMismatch | End::DataStalled => proto::DisconnectReason::MediaFailure,
             End::PeerClosed => proto::DisconnectReason::ClientInitiated,
         };
         tracing::info!(session = session.0, ?end, detail, "media ended");
+        self.absent_ended(session);
         self.expel(session, reason, Action::Reconnect);
     }
 
@@ -192,8 +192,9 @@ impl Rooms {
             }
         }
         for (session, reason) in gone {
-            self.expel(session, reason, Action::Reconnect);
+            self.drop_out(session, reason);
         }
+        self.forget_long_absent(now);
         for session in renew {
             self.refresh_token(session);
         }
@@ -235,6 +236,7 @@ impl Rooms {
 
     /// An empty room is over.
     pub(super) fn finish(&mut self, name: &str) {
+        self.forget_all_absent(name);
         self.event("room_finished", name, None, None);
         self.rooms.remove(name);
         self.count();

@@ -125,13 +125,19 @@ impl RoomService<'_> {
 
     /// Takes somebody out. With `revoke_token_ts`, tokens that were valid from before then do not let it in again.
     pub fn remove_participant(&mut self, request: &proto::RoomParticipantIdentity) -> Result<(), Failure> {
-        let session = self.find(&request.room, &request.identity)?;
+        let present = self.find(&request.room, &request.identity);
+        let present = match self.0.forget_absent(&request.room, &request.identity) {
+            true => present.ok(),
+            false => Some(present?),
+        };
         if request.revoke_token_ts > 0
             && let Some(room) = self.0.rooms.get_mut(&request.room)
         {
             room.revoke(&request.identity, request.revoke_token_ts);
         }
-        self.0.expel(session, proto::DisconnectReason::ParticipantRemoved, Action::Disconnect);
+        if let Some(session) = present {
+            self.0.expel(session, proto::DisconnectReason::ParticipantRemoved, Action::Disconnect);
+        }
         Ok(())
     }
 

@@ -406,3 +406,63 @@ fn an_offer_of_ours_carries_each_track_once() {
     sources.dedup();
     assert_eq!(sources.len(), before, "no source twice");
 }
+
+fn drop_out(lab: &mut Lab, client: &mut Client) -> String {
+    let sid = lab.info(client).sid;
+    lab.rooms.report(Report::Unreachable { session: client.session });
+    assert!(matches!(client.told().last(), Some(Down::Leave(l)) if l.action == Action::Reconnect as i32));
+    sid
+}
+
+#[test]
+fn who_drops_out_is_gone_for_the_others_and_resumes_as_it_was() {
+    let mut lab = lab(|_| {});
+    let (mut ada, mut bob) = (lab.join("ada"), lab.join("bob"));
+    for client in [&mut ada, &mut bob] {
+        lab.rooms.report(Report::Live { session: client.session, profile: crate::engine::srtp::Profile::AeadAes128Gcm });
+        lab.publish(client);
+    }
+    (bob.told(), lab.commands());
+    let before = lab.info(&ada);
+    let sid = drop_out(&mut lab, &mut ada);
+    let gone = updates(&bob.told());
+    assert_eq!((gone[0].sid.as_str(), gone[0].state), (sid.as_str(), proto::participant_info::State::Disconnected as i32));
+    assert!(lab.commands().iter().any(|c| matches!(c, Command::StepOut { session } if *session == ada.session)));
+    assert!(RoomService(&mut lab.rooms).participant("room", "ada").is_err(), "nobody sees it");
+
+    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", ada.signal.clone()), Some(ada.session));
+    let back = updates(&bob.told());
+    let back = back.last().expect("told of it");
+    assert_eq!((&back.tracks, back.state, &back.sid), (&before.tracks, before.state, &sid));
+    let commands = lab.commands();
+    assert!(commands.iter().any(|c| matches!(c, Command::StepIn { session } if *session == ada.session)));
+    assert_eq!(commands.iter().filter(|c| matches!(c, Command::Publish { .. })).count(), 2);
+    assert!(!commands.iter().any(|c| matches!(c, Command::Close { .. })));
+    lab.rooms.report(Report::LastMessage { session: ada.session, sequence: 3 });
+    let told = ada.told();
+    assert!(matches!(&told[0], Down::Reconnect(r) if r.last_message_seq == 3), "{told:?}");
+    assert!(updates(&told).iter().all(|p| p.state != proto::participant_info::State::Disconnected as i32));
+}
+
+#[test]
+fn who_dropped_out_does_not_come_back_when_removed_replaced_or_away_for_too_long() {
+    let ways: [fn(&mut Lab); 4] = [
+        |lab| {
+            let request = proto::RoomParticipantIdentity { room: "room".into(), identity: "ada".into(), ..Default::default() };
+            RoomService(&mut lab.rooms).remove_participant(&request).expect("it is known");
+        },
+        |lab| drop(lab.join("ada")),
+        |lab| lab.rooms.forget_long_absent(mono() + Duration::from_secs(60)),
+        |lab| lab.rooms.finish("room"),
+    ];
+    for way in ways {
+        let mut lab = lab(|_| {});
+        let mut ada = lab.join("ada");
+        lab.rooms.report(Report::Live { session: ada.session, profile: crate::engine::srtp::Profile::AeadAes128Gcm });
+        let sid = drop_out(&mut lab, &mut ada);
+        lab.commands();
+        way(&mut lab);
+        assert!(lab.commands().iter().any(|c| matches!(c, Command::Close { session } if *session == ada.session)));
+        assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", ada.signal.clone()), None);
+    }
+}

@@ -1,7 +1,8 @@
-//! Signatures of handshakes: the crate's own verifier, and P-224 beside it. FFmpeg over GnuTLS makes its certificate with
-//! that curve; NIST still allows it (SP 800-186 §3.2.1).
+//! Signatures of handshakes: the crate's own verifier, and what encoders bring beside browsers. GStreamer before 1.26 makes
+//! its certificate with RSA, FFmpeg over GnuTLS with P-224, which NIST still allows (SP 800-186 §3.2.1).
 
 use crate::crypto;
+use aws_lc_rs::signature::{RSA_PKCS1_2048_8192_SHA256, RSA_PKCS1_2048_8192_SHA384, UnparsedPublicKey};
 use dimpl::CryptoError;
 use dimpl::crypto::aws_lc_rs::default_provider;
 use dimpl::crypto::{CryptoProvider, HashAlgorithm, SignatureAlgorithm, SignatureVerifier};
@@ -11,17 +12,18 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::der::asn1::ObjectIdentifier;
 
+const RSA_ENCRYPTION: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.113549.1.1.1");
 const SECP224R1: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.132.0.33");
 
-/// The crate's provider with a verifier that knows one curve more.
+/// The crate's provider with a verifier that knows more.
 pub(super) fn provider() -> CryptoProvider {
-    CryptoProvider { signature_verification: &WithP224, ..default_provider() }
+    CryptoProvider { signature_verification: &Verifier, ..default_provider() }
 }
 
 #[derive(Debug)]
-struct WithP224;
+struct Verifier;
 
-impl SignatureVerifier for WithP224 {
+impl SignatureVerifier for Verifier {
     fn verify_signature(
         &self,
         certificate: &[u8],
@@ -30,11 +32,30 @@ impl SignatureVerifier for WithP224 {
         hash: HashAlgorithm,
         algorithm: SignatureAlgorithm,
     ) -> Result<(), CryptoError> {
+        if algorithm == SignatureAlgorithm::RSA {
+            return verify_rsa(certificate, data, signature, hash);
+        }
         match default_provider().signature_verification.verify_signature(certificate, data, signature, hash, algorithm) {
             Err(CryptoError::UnsupportedEcCurve) => verify_p224(certificate, data, signature, hash),
             outcome => outcome,
         }
     }
+}
+
+/// RSASSA-PKCS1-v1_5 with a key of 2,048 bits or more (RFC 8017 §8.2.2, RFC 5246 §7.4.8).
+fn verify_rsa(certificate: &[u8], data: &[u8], signature: &[u8], hash: HashAlgorithm) -> Result<(), CryptoError> {
+    let parameters = match hash {
+        HashAlgorithm::SHA256 => &RSA_PKCS1_2048_8192_SHA256,
+        HashAlgorithm::SHA384 => &RSA_PKCS1_2048_8192_SHA384,
+        _ => return Err(CryptoError::UnsupportedSignatureAlgorithm(SignatureAlgorithm::RSA)),
+    };
+    let certificate = Certificate::from_der(certificate).map_err(|_| CryptoError::CertificateParseFailed)?;
+    let key = certificate.tbs_certificate().subject_public_key_info();
+    if key.algorithm.oid != RSA_ENCRYPTION {
+        return Err(CryptoError::UnsupportedSignatureAlgorithm(SignatureAlgorithm::RSA));
+    }
+    let key = key.subject_public_key.as_bytes().ok_or(CryptoError::InvalidSubjectPublicKey)?;
+    UnparsedPublicKey::new(parameters, key).verify(data, signature).map_err(|_| CryptoError::InvalidSubjectPublicKey)
 }
 
 /// ECDSA over P-224 (FIPS 186-5 §6.4.2).
@@ -84,11 +105,29 @@ mod tests {
         for (hash, name) in [(HashAlgorithm::SHA256, "sha-256"), (HashAlgorithm::SHA384, "sha-384")] {
             let signature: DerSignature = signer.sign_prehash(&crypto::digest(name, b"what was said").expect("known")).expect("signed");
             let verify =
-                |data: &[u8], signature: &[u8]| WithP224.verify_signature(&certificate, data, signature, hash, SignatureAlgorithm::ECDSA);
+                |data: &[u8], signature: &[u8]| Verifier.verify_signature(&certificate, data, signature, hash, SignatureAlgorithm::ECDSA);
             assert_eq!(verify(b"what was said", signature.as_bytes()), Ok(()));
             assert!(verify(b"what was not said", signature.as_bytes()).is_err());
             assert!(verify(b"what was said", &[0; 8]).is_err());
         }
+    }
+
+    #[test]
+    fn signatures_of_gstreamer_are_checked() {
+        let key = aws_lc_rs::rsa::KeyPair::generate(aws_lc_rs::rsa::KeySize::Rsa2048).expect("a key");
+        let pkcs8: aws_lc_rs::encoding::Pkcs8V1Der<'_> = key.as_der().expect("PKCS #8");
+        let pkcs8 = rustls::pki_types::PrivateKeyDer::try_from(pkcs8.as_ref().to_vec()).expect("PKCS #8");
+        let own = rcgen::KeyPair::from_der_and_sign_algo(&pkcs8, &rcgen::PKCS_RSA_SHA256).expect("a key");
+        let certificate = rcgen::CertificateParams::default().self_signed(&own).expect("a certificate");
+        let mut signature = vec![0; key.public_modulus_len()];
+        let random = aws_lc_rs::rand::SystemRandom::new();
+        key.sign(&aws_lc_rs::signature::RSA_PKCS1_SHA256, &random, b"what was said", &mut signature).expect("signed");
+        let verify =
+            |certificate: &[u8], data: &[u8], hash| Verifier.verify_signature(certificate, data, &signature, hash, SignatureAlgorithm::RSA);
+        assert_eq!(verify(certificate.der(), b"what was said", HashAlgorithm::SHA256), Ok(()));
+        assert!(verify(certificate.der(), b"what was not said", HashAlgorithm::SHA256).is_err());
+        assert!(verify(certificate.der(), b"what was said", HashAlgorithm::SHA384).is_err());
+        assert!(verify(CERTIFICATE, b"what was said", HashAlgorithm::SHA256).is_err(), "a key of another kind");
     }
 
     #[test]
@@ -99,7 +138,7 @@ mod tests {
         let mut signature = dimpl::crypto::Buf::new();
         key.sign(b"data", HashAlgorithm::SHA256, &mut signature).expect("signed");
         let verify =
-            |data: &[u8]| WithP224.verify_signature(&own.certificate, data, &signature, HashAlgorithm::SHA256, SignatureAlgorithm::ECDSA);
+            |data: &[u8]| Verifier.verify_signature(&own.certificate, data, &signature, HashAlgorithm::SHA256, SignatureAlgorithm::ECDSA);
         assert_eq!(verify(b"data"), Ok(()));
         assert!(verify(b"other").is_err());
     }

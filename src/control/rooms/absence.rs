@@ -1,0 +1,138 @@
+//! Participants whose network is away for longer than a moment. Nobody sees them any more, but they keep their transports
+//! for a while: who is back soon resumes, which is quicker than joining anew and keeps what was published and subscribed.
+
+use super::permissions::is_allowed;
+use super::quality::{Demand, Scores};
+use super::{Dialogue, Down, Participant, Rooms, joining::leave, mono};
+use crate::base::id::SessionId;
+use crate::control::auth::Claims;
+use crate::control::tracks::kind_of;
+use crate::shard::mail::Command;
+use crate::wire::sdp::Kind;
+use livekit_protocol as proto;
+use proto::leave_request::Action;
+use std::time::{Duration, Instant};
+
+/// How long one who has dropped out may still resume.
+const KEPT_FOR: Duration = Duration::from_secs(60);
+
+/// One who has dropped out.
+pub(super) struct Absent {
+    since: Instant,
+    participant: Participant,
+}
+
+impl Rooms {
+    /// Nothing has been heard of a participant for a while: it leaves, but may resume. Who was never there, or has nothing to
+    /// resume over, is taken out for good.
+    pub(super) fn drop_out(&mut self, session: SessionId, reason: proto::DisconnectReason) {
+        let may_return = self.participant(session).is_some_and(|p| p.is_active() && p.dialogue == Dialogue::Signal && p.resuming.is_none());
+        if !may_return {
+            return self.expel(session, reason, Action::Reconnect);
+        }
+        self.tell(session, Down::Leave(leave(reason, Action::Reconnect)));
+        let Some((name, mut participant)) = self.take_out(session, reason) else { return };
+        participant.signal = None;
+        for session in participant.sessions() {
+            self.mail(participant.worker, Command::StepOut { session });
+        }
+        let identity = participant.info.identity.clone();
+        self.forget_absent(&name, &identity);
+        let Some(room) = self.rooms.get_mut(&name) else { return self.close_transports(&participant) };
+        room.absent.push(Absent { since: mono(), participant });
+    }
+
+    /// Puts back one who has dropped out, as its token and its sid say; `None` when it has to join anew.
+    pub(super) fn call_back(&mut self, claims: &Claims, sid: &str) -> Option<SessionId> {
+        let name = &claims.video.room;
+        let participants_max = self.around.rooms.participants_max;
+        let room = self.rooms.get_mut(name)?;
+        let at = room.absent.iter().position(|a| a.participant.sid == sid && a.participant.info.identity == claims.identity())?;
+        if room.is_revoked(claims.identity(), claims.nbf) || room.participants.len() >= room.participants_max(participants_max) {
+            return None;
+        }
+        let mut p = room.absent.remove(at).participant;
+        room.departed.retain(|(_, info)| info.sid != sid);
+        (room.has_changed, room.empty_since) = (true, None);
+        // What it heard and is still there goes on where it was; the rest comes as to a newcomer.
+        p.subscriptions.retain_mut(|s| {
+            let publisher = room.participants.iter().find(|o| o.session == s.publisher);
+            let publisher = publisher.filter(|o| o.tracks.iter().any(|t| t.id == s.track && t.mid.is_some()));
+            s.is_routed = false;
+            s.is_allowed = publisher.is_some_and(|o| is_allowed(o.listeners.as_ref(), &p.sid, &p.info.identity, &s.sid));
+            publisher.is_some()
+        });
+        p.info.state = proto::participant_info::State::Active as i32;
+        p.info.disconnect_reason = 0;
+        (p.signal_lost_at, p.silent, p.scores) = (Some(mono()), None, Scores::default());
+        let mut published = Vec::new();
+        for track in p.tracks.iter_mut().filter(|t| t.mid.is_some()) {
+            (track.is_heard, track.demand) = (false, Demand::default());
+            published.push((track.id, kind_of(&track.info) == Kind::Video, track.info.muted));
+        }
+        let (key, worker, room_id, info) = (p.session, p.worker, room.id, p.info.clone());
+        let sessions: Vec<SessionId> = p.sessions().collect();
+        room.participants.push(p);
+        for session in sessions {
+            self.mail(worker, Command::StepIn { session });
+        }
+        for (track, is_video, is_silenced) in published {
+            self.mail(worker, Command::Publish { room: room_id, session: key, track, is_video });
+            self.mail(worker, Command::Silence { track, is_silenced });
+        }
+        self.spread(name);
+        self.count();
+        tracing::info!(room = %name, session = key.0, "a participant is back");
+        self.event("participant_joined", name, Some(&info), None);
+        self.announce(key, false);
+        self.publications_changed(key);
+        self.data_tracks_changed(key);
+        self.subscribe_to_all(key);
+        self.route_assigned(key);
+        Some(key)
+    }
+
+    /// A transport of one who has dropped out has ended by itself.
+    pub(super) fn absent_ended(&mut self, session: SessionId) {
+        let Some(name) = self.places.get(&session).cloned() else { return };
+        let identity = self.rooms.get(&name).into_iter().flat_map(|r| &r.absent);
+        let identity = identity.map(|a| &a.participant).find(|p| p.sessions().any(|s| s == session)).map(|p| p.info.identity.clone());
+        if let Some(identity) = identity {
+            self.forget_absent(&name, &identity);
+        }
+    }
+
+    /// One who has dropped out is not waited for any longer. `false` when there is none.
+    pub(super) fn forget_absent(&mut self, room: &str, identity: &str) -> bool {
+        self.forget_absent_if(room, |a| a.participant.info.identity == identity)
+    }
+
+    pub(super) fn forget_long_absent(&mut self, now: Instant) {
+        let rooms = self.rooms.iter().filter(|(_, r)| !r.absent.is_empty());
+        let names: Vec<String> = rooms.map(|(name, _)| name.clone()).collect();
+        for name in names {
+            self.forget_absent_if(&name, |a| now.duration_since(a.since) >= KEPT_FOR);
+        }
+    }
+
+    pub(super) fn forget_all_absent(&mut self, room: &str) {
+        self.forget_absent_if(room, |_| true);
+    }
+
+    fn forget_absent_if(&mut self, room: &str, is_over: impl Fn(&Absent) -> bool) -> bool {
+        let Some(room) = self.rooms.get_mut(room) else { return false };
+        let over: Vec<Absent> = room.absent.extract_if(.., |a| is_over(a)).collect();
+        for gone in &over {
+            self.close_transports(&gone.participant);
+        }
+        !over.is_empty()
+    }
+
+    /// The data plane may forget a participant's transports.
+    pub(super) fn close_transports(&mut self, gone: &Participant) {
+        for session in gone.sessions() {
+            self.places.remove(&session);
+            self.mail(gone.worker, Command::Close { session });
+        }
+    }
+}
