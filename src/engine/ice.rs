@@ -2,7 +2,8 @@
 //!
 //! 1. A check that fits our username and password validates its path; the answer goes back the same way.
 //! 2. USE-CANDIDATE nominates the path. A better or fresher nomination replaces the selected one.
-//! 3. Authenticated media on a validated path selects it: what a client sends shows what it chose.
+//! 3. Authenticated media on a validated path selects it, once it is nominated or the selected one is silent: what a client
+//!    sends shows what it chose, and browsers nominate up to a second later.
 //! 4. A relayed path is answered only after direct ones had a head start: on a short round trip a browser would settle for
 //!    the relay before it has even tried TCP (docs/decisions/0001-direct-paths-first.md).
 //! 5. Silence, without authenticated checks or media, is told after [`BUSY_SILENT_FOR`] or [`SILENT_FOR`], so that the client
@@ -24,6 +25,11 @@ pub const SILENT_FOR: Duration = Duration::from_secs(8);
 /// The same where so many packets a second came just before.
 pub const BUSY_SILENT_FOR: Duration = Duration::from_secs(2);
 const BUSY: u32 = 10;
+/// Where so many signs of life a second came, none for so long means that what was sent meanwhile is lost.
+const OFTEN: u32 = 5;
+const LOST_FOR: Duration = Duration::from_secs(1);
+/// Media shows the client's choice before it nominates it when nothing came over the selected path for so long.
+const LEFT_FOR: Duration = Duration::from_millis(500);
 /// How long a session whose client has described itself waits for the first check.
 pub const FIRST_CHECK_WITHIN: Duration = Duration::from_secs(30);
 /// A selected path without a check for so long gives way to any other nominated one.
@@ -51,6 +57,8 @@ pub enum Effect {
     Dropped(PathId),
     /// Nothing has come for some seconds; told once soon where media came just before, and once for everybody.
     Silent { was_busy: bool },
+    /// The client is heard again over the selected path: what was sent to it meanwhile is lost.
+    Back,
     /// Consent has run out, and all ways with it.
     Unreachable,
 }
@@ -86,6 +94,15 @@ struct ValidPath {
     last_check: Instant,
 }
 
+/// Signs of life of the running second and of the one before.
+struct Pulse {
+    since: Instant,
+    media: u32,
+    all: u32,
+    media_before: u32,
+    all_before: u32,
+}
+
 pub struct Ice {
     local: Local,
     /// Credentials before an ICE restart: good until the first check with the new ones.
@@ -97,8 +114,11 @@ pub struct Ice {
     was_checked: bool,
     /// How often this silence was told.
     silence_told: u8,
-    /// Since when media packets are counted, how many they are, and how many came in the second before.
-    counting: (Instant, u32, u32),
+    pulse: Pulse,
+    /// When something came over the selected path.
+    selected_alive: Instant,
+    /// There was a silence, and nothing has come over the selected path since.
+    is_missed: bool,
     first_relayed: Option<Instant>,
     /// Consent has run out, and nothing came since.
     is_unreachable: bool,
@@ -115,7 +135,9 @@ impl Ice {
             last_alive: now,
             was_checked: false,
             silence_told: 0,
-            counting: (now, 0, 0),
+            pulse: Pulse { since: now, media: 0, all: 0, media_before: 0, all_before: 0 },
+            selected_alive: now,
+            is_missed: false,
             first_relayed: None,
             is_unreachable: false,
         }
@@ -208,7 +230,7 @@ impl Ice {
             self.paths.iter_mut().for_each(|p| p.priority = 0);
         }
         self.was_checked = true;
-        self.alive(now, 0);
+        self.alive(now, path, 0, out);
         let priority = check.get_u32(attr::PRIORITY).unwrap_or(0);
         self.validated(now, path, pair_priority(path, priority), check.get(attr::USE_CANDIDATE).is_some(), out);
         Ok(())
@@ -245,26 +267,39 @@ impl Ice {
     fn select(&mut self, path: PathId, out: &mut Vec<Effect>) {
         self.selected = Some(path);
         out.push(Effect::Selected(path));
-    }
-
-    /// A sign of life; `media` packets of it.
-    fn alive(&mut self, now: Instant, media: u32) {
-        self.last_alive = now;
-        self.silence_told = 0;
-        self.is_unreachable = false;
-        let (since, count, _) = &mut self.counting;
-        *count += media;
-        if now.since(*since) >= Duration::from_secs(1) {
-            self.counting = (now, 0, *count);
+        if std::mem::take(&mut self.is_missed) {
+            out.push(Effect::Back);
         }
     }
 
-    /// Authenticated media (or, else, feedback) came over `path`: a sign of life, and the client's choice once the path is
-    /// nominated.
+    /// A sign of life over `path`; `media` packets of it.
+    fn alive(&mut self, now: Instant, path: PathId, media: u32, out: &mut Vec<Effect>) {
+        let pulse = &mut self.pulse;
+        self.is_missed |= pulse.all.max(pulse.all_before) >= OFTEN && now.since(self.last_alive) >= LOST_FOR;
+        self.last_alive = now;
+        self.silence_told = 0;
+        self.is_unreachable = false;
+        (pulse.media, pulse.all) = (pulse.media + media, pulse.all + 1);
+        if now.since(pulse.since) >= Duration::from_secs(1) {
+            *pulse = Pulse { since: now, media: 0, all: 0, media_before: pulse.media, all_before: pulse.all };
+        }
+        if self.selected == Some(path) {
+            self.selected_alive = now;
+            if std::mem::take(&mut self.is_missed) {
+                out.push(Effect::Back);
+            }
+        }
+    }
+
+    /// Authenticated media (or, else, feedback) came over `path`: a sign of life, and the client's choice.
     pub fn media_arrived(&mut self, now: Instant, path: PathId, is_media: bool, out: &mut Vec<Effect>) {
-        self.alive(now, u32::from(is_media));
-        if self.selected != Some(path) && self.paths.iter().any(|p| p.id == path && p.is_nominated) {
-            self.select(path, out);
+        self.alive(now, path, u32::from(is_media), out);
+        if self.selected != Some(path) {
+            let is_left = now.since(self.selected_alive) >= LEFT_FOR;
+            if self.paths.iter().any(|p| p.id == path && (p.is_nominated || is_left)) {
+                self.selected_alive = now;
+                self.select(path, out);
+            }
         }
     }
 
@@ -303,8 +338,7 @@ impl Ice {
     }
 
     fn is_busy(&self) -> bool {
-        let (_, count, before) = self.counting;
-        count.max(before) >= BUSY
+        self.pulse.media.max(self.pulse.media_before) >= BUSY
     }
 
     fn silence_due(&self) -> Option<Instant> {
@@ -470,6 +504,26 @@ mod tests {
         assert_eq!((lab.ice.selected(), lab.ice.deadline()), (None, None), "told once");
         lab.check(40_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
         assert_eq!((lab.ice.selected(), lab.ice.deadline()), (Some(udp(1)), Some(at(48_000))), "it is back");
+    }
+
+    #[test]
+    fn media_shows_where_a_client_went_before_it_nominates() {
+        let (mut lab, at) = (Lab::new(), Instant::from_millis);
+        let tcp = PathId::Tcp(StreamId(7));
+        lab.check(1_000, udp(1), &check("srv:cli", "secret", 1, true)).expect("good");
+        for ms in (1_000..2_000).step_by(20) {
+            lab.ice.media_arrived(at(ms), udp(1), true, &mut lab.out);
+        }
+        lab.check(2_200, tcp, &check("srv:cli", "secret", 1, false)).expect("good");
+        lab.out.clear();
+        lab.ice.media_arrived(at(2_300), tcp, true, &mut lab.out);
+        assert_eq!((lab.ice.selected(), lab.out.len()), (Some(udp(1)), 0), "the selected way was alive just now");
+        lab.check(3_400, tcp, &check("srv:cli", "secret", 1, false)).expect("good");
+        assert_eq!(lab.out, [], "what is sent now still goes the old way");
+        lab.ice.media_arrived(at(3_410), tcp, true, &mut lab.out);
+        assert_eq!(lab.out, [Effect::Selected(tcp), Effect::Back]);
+        lab.ice.media_arrived(at(3_420), tcp, true, &mut lab.out);
+        assert_eq!(lab.out.len(), 2, "told once");
     }
 
     #[test]

@@ -133,9 +133,9 @@ pub enum Effect {
     },
     /// What the transport was like lately.
     Sampled(Sample),
-    /// It ended by itself; the text is for the log.
     /// No authenticated check or media for 15 s, or never one: nothing leaves until one comes.
     Unreachable,
+    /// It ended by itself; the text is for the log.
     Ended(End, String),
 }
 
@@ -469,16 +469,23 @@ impl Session {
     }
 
     fn drain_ice(&mut self, out: &mut Vec<Effect>) {
-        out.extend(self.ice_out.drain(..).map(|effect| match effect {
-            ice::Effect::Validated(path) => Effect::PathValidated(path),
-            ice::Effect::Selected(path) => Effect::PathSelected(path),
-            ice::Effect::Dropped(path) => Effect::PathDropped(path),
-            ice::Effect::Silent { was_busy } => Effect::Silent { was_busy },
-            ice::Effect::Unreachable => {
-                self.last_path = None;
-                Effect::Unreachable
-            }
-        }));
+        for effect in self.ice_out.drain(..) {
+            out.push(match effect {
+                ice::Effect::Validated(path) => Effect::PathValidated(path),
+                ice::Effect::Selected(path) => Effect::PathSelected(path),
+                ice::Effect::Dropped(path) => Effect::PathDropped(path),
+                ice::Effect::Silent { was_busy } => Effect::Silent { was_busy },
+                // A browser waits three seconds for lost pictures before it asks for a new one.
+                ice::Effect::Back => {
+                    out.extend(self.outgoing.iter().filter(|o| o.plan.is_video()).map(|o| Effect::KeyFrameWanted(o.plan.track)));
+                    continue;
+                }
+                ice::Effect::Unreachable => {
+                    self.last_path = None;
+                    Effect::Unreachable
+                }
+            });
+        }
     }
 
     fn drain_dtls(&mut self, now: Instant, out: &mut Vec<Effect>) {

@@ -422,7 +422,8 @@ fn who_drops_out_is_gone_for_the_others_and_resumes_as_it_was() {
         lab.rooms.report(Report::Live { session: client.session, profile: crate::engine::srtp::Profile::AeadAes128Gcm });
         lab.publish(client);
     }
-    (bob.told(), lab.commands());
+    bob.told();
+    lab.commands();
     let before = lab.info(&ada);
     let sid = drop_out(&mut lab, &mut ada);
     let gone = updates(&bob.told());

@@ -82,6 +82,7 @@ fn verify_p224(certificate: &[u8], data: &[u8], signature: &[u8], hash: HashAlgo
 #[cfg(test)]
 mod tests {
     use super::*;
+    use aws_lc_rs::encoding::AsDer;
     use p224::ecdsa::SigningKey;
     use p224::ecdsa::signature::hazmat::PrehashSigner;
 

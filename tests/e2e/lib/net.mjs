@@ -22,17 +22,18 @@ const run = (command, ...args) => execFileSync(command, args, { encoding: "utf8"
 
 // The rules that a bank's middlebox comes down to. Replies pass; what is opened from behind it is looked at.
 const RULES = {
-  open: "accept",
+  // Connections are followed here too, so that they live on when the rules change.
+  open: "ct state invalid accept\n accept",
   // Any TCP on 443.
-  port: "ct direction reply accept\n tcp dport 443 accept",
+  port: "ct direction reply meta l4proto tcp accept\n tcp dport 443 accept",
   // TCP on 443 whose first byte is that of a TLS handshake, and nothing else.
-  tls: `ct direction reply accept
+  tls: `ct direction reply meta l4proto tcp accept
  tcp dport 443 tcp flags & (syn|ack|rst|fin) == syn accept
  tcp dport 443 ct mark 1 accept
  tcp dport 443 @ih,0,8 0x16 ct mark set 1 accept
  tcp dport 443 meta length < 80 tcp flags & (psh) == 0 accept`,
   // Nothing: the way out is a proxy on the router.
-  closed: "ct direction reply accept",
+  closed: "ct direction reply meta l4proto tcp accept",
 };
 
 // On a lossy wire the second segment of a hello may come before the first: it is not looked into, and comes again.

@@ -22,17 +22,32 @@ export class SdkPage {
     page.on("pageerror", (error) => this.said.push(`error: ${error}`));
   }
 
-  /** Opens a page with the SDK in it, and with all its peer connections in reach. */
+  /**
+   * Opens a page with the SDK in it, and with all its peer connections in reach. `turns` gets the moments at which the client
+   * takes a decision that only it can take: `signalling` when it has connected anew, `pair` when the browser took another way.
+   */
   static async open(browser, release, name) {
     const page = await (await browser.newContext()).newPage();
     const one = new SdkPage(page, name);
     await page.addInitScript(() => {
       window.pcs = [];
+      window.turns = [];
+      const turn = (what) => window.turns.push([what, Date.now()]);
       const Native = window.RTCPeerConnection;
       window.RTCPeerConnection = class extends Native {
         constructor(...args) {
           super(...args);
           window.pcs.push(this);
+          const ice = () => this.sctp?.transport.iceTransport;
+          const follow = () => ice() && (ice().onselectedcandidatepairchange = () => turn("pair"));
+          this.addEventListener("connectionstatechange", follow);
+        }
+      };
+      const Socket = window.WebSocket;
+      window.WebSocket = class extends Socket {
+        constructor(...args) {
+          super(...args);
+          this.addEventListener("open", () => turn("signalling"));
         }
       };
     });
@@ -98,6 +113,26 @@ export class SdkPage {
     }).catch((error) => {
       throw new Error(`${error.message}\n${JSON.stringify(before)}\n${this.said.slice(-30).join("\n")}`);
     });
+  }
+
+  /** How far sound and pictures of what is received are apart as they are played, ms; `undefined` until that can be told. */
+  skew() {
+    return this.ask(async () => {
+      const played = {};
+      for (const pc of window.pcs.filter((pc) => pc.connectionState === "connected")) {
+        for (const row of (await pc.getStats()).values()) if (row.type === "inbound-rtp") played[row.kind] = row.estimatedPlayoutTimestamp;
+      }
+      return played.audio && played.video && Math.round(Math.abs(played.audio - played.video));
+    });
+  }
+
+  /** Waits until sound and pictures are played together (ITU-R BT.1359: 45 ms early to 125 ms late go unnoticed). */
+  async inSync(withinMs) {
+    let skew;
+    await until(`${this.name} plays in time`, withinMs, async () => (skew = await this.skew()) < 45).catch((error) => {
+      throw new Error(`${error.message}: ${skew} ms`);
+    });
+    return skew;
   }
 
   /** Waits until new frames are decoded and new sound arrives. */
