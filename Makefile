@@ -6,7 +6,7 @@ PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl 
   python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
-.PHONY: run test check deps web e2e e2e-deps scenarios
+.PHONY: run test check deps web e2e e2e-deps scenarios compare
 
 ## The server with the demo page, without a config.
 run: web
@@ -34,6 +34,14 @@ scenarios: e2e-deps web
 	cargo test --features sim --no-run
 	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-force-exit --test-reporter=spec --test-name-pattern='^(l|m|n):' calls.test.mjs
 	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-concurrency=1 --test-force-exit --test-reporter=spec resilience.test.mjs whip.test.mjs
+
+## The same session against LiveKit's server and ours: what differs stands in docs/livekit.md. Needs Go 1.25.
+compare: e2e-deps web target/livekit/server
+	cargo test --features sim --no-run
+	cd tests/e2e && node --test --test-concurrency=1 --test-force-exit --test-reporter=spec livekit.compare.mjs
+
+target/livekit/server:
+	GOBIN=$(CURDIR)/target/livekit go install github.com/livekit/livekit-server/cmd/server@v1.11.0
 
 ## Debian packages that the tests use.
 deps:

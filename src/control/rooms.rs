@@ -109,9 +109,18 @@ pub(super) struct Track {
     pub(super) info: proto::TrackInfo,
     /// Section that carries it; `None` until an offer has it.
     pub(super) mid: Option<String>,
-    /// Somebody subscribes, and the publisher was told so.
-    pub(super) is_heard: bool,
+    pub(super) hearing: Hearing,
     pub(super) demand: Demand,
+}
+
+/// Whether a publisher knows that somebody subscribes to a track of its.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Hearing {
+    #[default]
+    Nobody,
+    /// Somebody does since then. SDKs forget what they are told of a publication before they have its answer: it waits a little.
+    Untold(Instant),
+    Told,
 }
 
 pub(super) struct Subscription {

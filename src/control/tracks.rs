@@ -1,7 +1,7 @@
 //! What an offer does to a participant's tracks and subscriptions, the words of the room protocol for them, and what a
 //! participant may say of itself. Pure.
 
-use super::rooms::{Demand, Participant, Subscription, Track};
+use super::rooms::{Demand, Hearing, Participant, Subscription, Track};
 use crate::base::id::{RoomId, SessionId, TrackId};
 use crate::room::layers::{TEMPORAL_ALL, Wanted};
 use crate::session::negotiate::{Use, Voice};
@@ -93,7 +93,7 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
             ..Default::default()
         };
         let info = track_info(&request, random);
-        p.tracks.push(Track { id, cid: request.cid, info, mid: None, is_heard: false, demand: Demand::default() });
+        p.tracks.push(Track { id, cid: request.cid, info, mid: None, hearing: Hearing::Nobody, demand: Demand::default() });
     }
 }
 
@@ -202,12 +202,17 @@ pub(super) fn use_of(s: &Subscription) -> Use {
 /// The stream that a track is part of on a client: by itself, or, to be played in time with each other, sound and picture of
 /// one source together.
 pub(super) fn stream_of(publisher_sid: &str, info: &proto::TrackInfo, is_synced: bool) -> String {
-    let name = match proto::TrackSource::try_from(info.source) {
-        Ok(proto::TrackSource::Camera | proto::TrackSource::Microphone) if is_synced => "camera",
-        Ok(proto::TrackSource::ScreenShare | proto::TrackSource::ScreenShareAudio) if is_synced => "screen_share",
-        _ => info.sid.as_str(),
-    };
-    format!("{publisher_sid}|{name}")
+    let name = if is_synced { stream_named(info.source) } else { "" };
+    format!("{publisher_sid}|{}", if name.is_empty() { info.sid.as_str() } else { name })
+}
+
+/// What is seen and heard together.
+fn stream_named(source: i32) -> &'static str {
+    match proto::TrackSource::try_from(source) {
+        Ok(proto::TrackSource::Camera | proto::TrackSource::Microphone) => "camera",
+        Ok(proto::TrackSource::ScreenShare | proto::TrackSource::ScreenShareAudio) => "screen_share",
+        _ => "",
+    }
 }
 
 pub(super) fn subscribe(room: RoomId, session: SessionId, s: &Subscription) -> Command {
@@ -323,7 +328,7 @@ pub(super) fn track_info(request: &proto::AddTrackRequest, random: String) -> pr
         codecs,
         disable_red: request.disable_red,
         encryption: request.encryption,
-        stream: request.stream.clone(),
+        stream: if request.stream.is_empty() { stream_named(request.source).into() } else { request.stream.clone() },
         stereo: audio_features.contains(&(proto::AudioTrackFeature::TfStereo as i32)),
         disable_dtx: audio_features.contains(&(proto::AudioTrackFeature::TfNoDtx as i32)),
         audio_features,

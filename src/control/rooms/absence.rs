@@ -3,7 +3,7 @@
 
 use super::permissions::is_allowed;
 use super::quality::{Demand, Scores};
-use super::{Dialogue, Down, Participant, Rooms, joining::leave, mono};
+use super::{Dialogue, Down, Hearing, Participant, Rooms, joining::leave, mono};
 use crate::base::id::SessionId;
 use crate::control::auth::Claims;
 use crate::control::tracks::kind_of;
@@ -67,7 +67,7 @@ impl Rooms {
         (p.signal_lost_at, p.silent, p.scores) = (Some(mono()), None, Scores::default());
         let mut published = Vec::new();
         for track in p.tracks.iter_mut().filter(|t| t.mid.is_some()) {
-            (track.is_heard, track.demand) = (false, Demand::default());
+            (track.hearing, track.demand) = (Hearing::Nobody, Demand::default());
             published.push((track.id, kind_of(&track.info) == Kind::Video, track.info.muted));
         }
         let (key, worker, room_id, info) = (p.session, p.worker, room.id, p.info.clone());

@@ -198,6 +198,7 @@ impl Rooms {
         for session in renew {
             self.refresh_token(session);
         }
+        self.tell_heard(now);
         self.tick_quality(now);
         self.tick_rpcs(now);
     }

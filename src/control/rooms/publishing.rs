@@ -1,7 +1,7 @@
 //! What participants publish, and what they say of themselves.
 
 use super::quality::Demand;
-use super::{Down, Participant, Rooms, Track};
+use super::{Down, Hearing, Participant, Rooms, Track};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{is_reserved, is_too_long, may_publish, track_info};
 use crate::shard::mail::Command;
@@ -43,19 +43,26 @@ impl Rooms {
             return self.respond(session, 0, reason, message, Request::AddTrack(request));
         }
         let info = track_info(&request, random);
-        p.tracks.push(Track { id, cid: request.cid.clone(), info: info.clone(), mid: None, is_heard: false, demand: Demand::default() });
+        p.tracks.push(Track {
+            id,
+            cid: request.cid.clone(),
+            info: info.clone(),
+            mid: None,
+            hearing: Hearing::Nobody,
+            demand: Demand::default(),
+        });
         self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: Some(info) }));
     }
 
     pub fn mute(&mut self, session: SessionId, request: proto::MuteTrackRequest) {
-        if !self.set_muted(session, &request.sid, request.muted, false) {
+        if !self.set_muted(session, &request.sid, request.muted) {
             self.respond(session, 0, Reason::NotFound, "no such track", Request::Mute(request));
         }
     }
 
-    /// Mutes or unmutes a track. What still comes of one that was muted against its publisher's will is dropped: the client
-    /// need not obey. `false` when there is no such track.
-    pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool, by_force: bool) -> bool {
+    /// Mutes or unmutes a track. What still comes of a muted one is dropped, whatever its client does. `false` when there is no
+    /// such track.
+    pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool) -> bool {
         let Some(p) = self.participant(session) else { return false };
         let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid) else { return false };
         track.info.muted = is_muted;
@@ -63,9 +70,7 @@ impl Rooms {
         let published = p.info.tracks.iter_mut().find(|t| t.sid == sid);
         let was_published = published.is_some();
         published.into_iter().for_each(|t| t.muted = is_muted);
-        if by_force || !is_muted {
-            self.mail(worker, Command::Silence { track: id, is_silenced: is_muted });
-        }
+        self.mail(worker, Command::Silence { track: id, is_silenced: is_muted });
         if was_published {
             self.announce(session, true);
         }
@@ -135,6 +140,8 @@ impl Rooms {
             p.claims.attributes = own.map(|(key, value)| (key.clone(), value.clone())).collect();
             p.info = after;
             self.announce(session, true);
+            // Who joins anew is still called so.
+            self.refresh_token(session);
         }
         true
     }
@@ -151,7 +158,7 @@ impl Rooms {
             return;
         }
         let fresh: Vec<proto::TrackInfo> = bound.iter().filter(|t| !p.info.tracks.iter().any(|o| o.sid == t.sid)).cloned().collect();
-        p.info.is_publisher = !bound.is_empty();
+        p.info.is_publisher |= !bound.is_empty();
         p.info.tracks = bound;
         let (info, is_active) = (p.info.clone(), p.is_active());
         self.count();

@@ -146,12 +146,15 @@ impl RoomService<'_> {
         if !request.muted && !self.0.around.rooms.enable_remote_unmute {
             return Err(Failure::FailedPrecondition("unmuting others is not allowed; rooms.enable_remote_unmute allows it"));
         }
-        if !self.0.set_muted(session, &request.track_sid, request.muted, true) {
-            return Err(NO_TRACK);
-        }
+        let track = |rooms: &mut Rooms| {
+            let p = rooms.participant(session)?;
+            p.tracks.iter().find(|t| t.info.sid == request.track_sid).map(|t| t.info.clone())
+        };
+        track(self.0).ok_or(NO_TRACK)?;
+        // First this and then what everybody is told: an SDK that sees itself muted without it sets the server right.
         self.0.tell(session, Down::Mute(proto::MuteTrackRequest { sid: request.track_sid.clone(), muted: request.muted }));
-        let p = self.0.participant(session).ok_or(NO_PARTICIPANT)?;
-        p.tracks.iter().find(|t| t.info.sid == request.track_sid).map(|t| t.info.clone()).ok_or(NO_TRACK)
+        self.0.set_muted(session, &request.track_sid, request.muted);
+        track(self.0).ok_or(NO_TRACK)
     }
 
     pub fn update_participant(&mut self, request: &proto::UpdateParticipantRequest) -> Result<proto::ParticipantInfo, Failure> {

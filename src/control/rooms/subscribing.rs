@@ -1,7 +1,7 @@
 //! Who wants which track, and in which size; the sections of a client's offer that they are carried in.
 
 use super::permissions::is_allowed;
-use super::{Dialogue, Down, Rooms, Subscription};
+use super::{Dialogue, Down, Hearing, Rooms, Subscription, Track, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
@@ -10,7 +10,10 @@ use crate::wire::rtp::Codec;
 use crate::wire::sdp::{Kind, SECTIONS_USED_MAX};
 use livekit_protocol as proto;
 use std::collections::{HashMap, HashSet};
+use std::time::{Duration, Instant};
 
+/// How long after its first hearer a publisher is told of it.
+const TOLD_AFTER: Duration = Duration::from_millis(500);
 /// Tracks that one request may name.
 const TRACKS_AT_ONCE: usize = 2_048;
 
@@ -136,15 +139,28 @@ impl Rooms {
         }
     }
 
-    /// A track flows to its first hearer: its publisher is told.
+    /// A track flows to a hearer: at the first one its publisher is told soon.
     pub(super) fn heard(&mut self, publisher: SessionId, track: TrackId, layer: Option<u8>) {
         let Some(p) = self.participant(publisher) else { return };
-        if let Some(track) = p.tracks.iter_mut().find(|t| t.id == track && !t.is_heard) {
-            track.is_heard = true;
-            let track_sid = track.info.sid.clone();
-            self.tell(publisher, Down::TrackSubscribed(proto::TrackSubscribed { track_sid }));
+        if let Some(track) = p.tracks.iter_mut().find(|t| t.id == track && t.hearing == Hearing::Nobody) {
+            track.hearing = Hearing::Untold(mono());
         }
         self.layer_wanted(publisher, track, layer);
+    }
+
+    /// Tells publishers which of their tracks have found a hearer.
+    pub(super) fn tell_heard(&mut self, now: Instant) {
+        let is_due = |t: &&mut Track| matches!(t.hearing, Hearing::Untold(since) if now.duration_since(since) >= TOLD_AFTER);
+        let mut heard = Vec::new();
+        for p in self.rooms.values_mut().flat_map(|r| &mut r.participants) {
+            for track in p.tracks.iter_mut().filter(is_due) {
+                track.hearing = Hearing::Told;
+                heard.push((p.session, track.info.sid.clone()));
+            }
+        }
+        for (session, track_sid) in heard {
+            self.tell(session, Down::TrackSubscribed(proto::TrackSubscribed { track_sid }));
+        }
     }
 
     pub fn track_settings(&mut self, session: SessionId, request: &proto::UpdateTrackSettings) {

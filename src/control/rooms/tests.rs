@@ -160,7 +160,13 @@ fn two_peer_connections_are_offered_what_is_there_and_what_comes() {
     let told = bob.told();
     let refused = |m: &Down| matches!(m, Down::SubscriptionResponse(r) if r.err == proto::SubscriptionError::SeCodecUnsupported as i32);
     assert!(told.iter().any(refused), "{told:?}");
-    assert!(ada.told().iter().any(|m| matches!(m, Down::TrackSubscribed(_))), "the publisher hears that it is heard");
+    let mut is_told = |lab: &mut Lab, after: u64| {
+        lab.rooms.tell_heard(mono() + Duration::from_millis(after));
+        ada.told().iter().any(|m| matches!(m, Down::TrackSubscribed(_)))
+    };
+    assert!(!is_told(&mut lab, 0), "it may not know its publication yet");
+    assert!(is_told(&mut lab, 500), "the publisher hears that it is heard");
+    assert!(!is_told(&mut lab, 500), "once");
 }
 
 #[test]

@@ -26,9 +26,11 @@ export class SdkPage {
    * Opens a page with the SDK in it, and with all its peer connections in reach. `turns` gets the moments at which the client
    * takes a decision that only it can take: `signalling` when it has connected anew, `pair` when the browser took another way.
    */
-  static async open(browser, release, name) {
+  static async open(browser, release, name, { url = `https://${DOMAIN}`, init = () => {} } = {}) {
     const page = await (await browser.newContext()).newPage();
     const one = new SdkPage(page, name);
+    one.url = url;
+    await page.addInitScript(init);
     await page.addInitScript(() => {
       window.pcs = [];
       window.turns = [];
@@ -51,7 +53,7 @@ export class SdkPage {
         }
       };
     });
-    await page.goto(`https://${DOMAIN}/`);
+    await page.goto(`${url}/`);
     await page.addScriptTag({ content: bundle(release) });
     return one;
   }
@@ -71,7 +73,7 @@ export class SdkPage {
         }
         await room.connect(url, token, connect);
       },
-      { url: `wss://${DOMAIN}`, token, options, connect },
+      { url: this.url.replace(/^http/, "ws"), token, options, connect },
     ).catch((error) => {
       throw new Error(`${this.name}: ${error.message}\n${this.said.join("\n")}`);
     });

@@ -7,9 +7,9 @@ import { until } from "./until.mjs";
 const script = (name) => new URL(`../clients/${name}`, import.meta.url).pathname;
 
 /** `service.createRoom({...})` and all the others; an error has the status and code that the SDK saw. */
-export function startService(lab, server) {
+export function startService(lab, server, url = `https://${DOMAIN}`) {
   const env = { ...process.env, NODE_EXTRA_CA_CERTS: server.authority };
-  const child = lab.spawn(lab.names.home, process.execPath, [script("service.mjs"), `https://${DOMAIN}`, "devkey", "secret"], { stdio: ["pipe", "pipe", "inherit"], env });
+  const child = lab.spawn(lab.names.home, process.execPath, [script("service.mjs"), url, "devkey", "secret"], { stdio: ["pipe", "pipe", "inherit"], env });
   const waiting = [];
   createInterface({ input: child.stdout }).on("line", (line) => waiting.shift()(JSON.parse(line)));
   return new Proxy({}, {
