@@ -1,7 +1,7 @@
 //! The real binary on loopback, with ports and state of its own.
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,9 +18,22 @@ pub struct Server {
     pub state: PathBuf,
 }
 
+/// Ports for one server. Below those that the kernel gives to clients, and none twice: between looking and binding, somebody
+/// else's connection or another test's server would take one of the kernel's.
 fn free_ports<const N: usize>() -> [u16; N] {
-    let held: [TcpListener; N] = std::array::from_fn(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port"));
-    held.map(|l| l.local_addr().expect("bound").port())
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let mut next = || (std::process::id().wrapping_mul(200) + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000 + 10_000;
+    let is_free = |port: u16| {
+        let at = (Ipv4Addr::LOCALHOST, port);
+        TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok()
+    };
+    std::array::from_fn(|_| {
+        loop {
+            if let Some(port) = u16::try_from(next()).ok().filter(|p| is_free(*p)) {
+                break port;
+            }
+        }
+    })
 }
 
 impl Server {
