@@ -22,7 +22,7 @@ pub struct Server {
 /// else's connection or another test's server would take one of the kernel's.
 fn free_ports<const N: usize>() -> [u16; N] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
-    let mut next = || (std::process::id().wrapping_mul(200) + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000 + 10_000;
+    let next = || (std::process::id().wrapping_mul(200) + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000 + 10_000;
     let is_free = |port: u16| {
         let at = (Ipv4Addr::LOCALHOST, port);
         TcpListener::bind(at).is_ok() && UdpSocket::bind(at).is_ok()
