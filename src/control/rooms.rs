@@ -109,6 +109,8 @@ pub(super) struct Track {
     pub(super) info: proto::TrackInfo,
     /// Section that carries it; `None` until an offer has it.
     pub(super) mid: Option<String>,
+    /// It was muted against its publisher's will.
+    pub(super) is_silenced: bool,
     pub(super) hearing: Hearing,
     pub(super) demand: Demand,
 }

@@ -93,7 +93,15 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
             ..Default::default()
         };
         let info = track_info(&request, random);
-        p.tracks.push(Track { id, cid: request.cid, info, mid: None, hearing: Hearing::Nobody, demand: Demand::default() });
+        p.tracks.push(Track {
+            id,
+            cid: request.cid,
+            info,
+            mid: None,
+            is_silenced: false,
+            hearing: Hearing::Nobody,
+            demand: Demand::default(),
+        });
     }
 }
 

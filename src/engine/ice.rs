@@ -314,6 +314,13 @@ impl Ice {
         }
     }
 
+    /// The client has said that it is back: a way is waited for as at first.
+    pub fn await_return(&mut self, now: Instant) {
+        if self.is_unreachable {
+            (self.is_unreachable, self.was_checked, self.last_alive) = (false, false, now);
+        }
+    }
+
     /// Tells of silence when it is due, and gives all ways up when consent has run out.
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
         while self.silence_due().is_some_and(|at| at <= now) {

@@ -79,6 +79,8 @@ impl Sctp {
         let transport = TransportConfig::default()
             .with_rto_initial_ms(500)
             .with_rto_min_ms(200)
+            // Who was away for a minute does not wait for another.
+            .with_rto_max_ms(2_000)
             .with_max_send_message_size(MESSAGE_MAX + STAMP_MAX)
             .with_max_receive_message_size(MESSAGE_MAX)
             .with_max_data_retransmits(None);

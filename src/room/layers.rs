@@ -90,6 +90,14 @@ impl Selector {
         }
     }
 
+    /// What comes next follows a pause.
+    pub fn restart(&mut self) {
+        match self {
+            Self::PassThrough { has_started, .. } => *has_started = false,
+            Self::Video(video) => video.current = None,
+        }
+    }
+
     /// The stream that passes now.
     pub fn current(&self) -> Option<u8> {
         match self {

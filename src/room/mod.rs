@@ -109,11 +109,17 @@ pub enum Word {
     Live(u8),
     /// A shadow to its home: its hearers miss a key frame of this layer.
     KeyFrame(u8),
+    /// A home to its shadow: the track was silenced for a while.
+    Restart,
 }
 
 impl Publication {
     fn new(publisher: SessionId, is_video: bool, home: Home) -> Self {
         Self { publisher, is_video, home, layers: [Layer::default(); LAYERS_MAX], subscriptions: Vec::new() }
+    }
+
+    fn restart(&mut self) {
+        self.subscriptions.iter_mut().for_each(|s| s.selector.restart());
     }
 
     fn live_layers(&self, now: Instant) -> u8 {
@@ -268,7 +274,23 @@ impl Room {
                 let may = publication.may_ask(now, layer);
                 (None, may.then_some(layer))
             }
-            (Word::Demand(_) | Word::KeyFrame(_), Home::Elsewhere { .. }) | (Word::Live(_), Home::Here { .. }) => (None, None),
+            (Word::Restart, Home::Elsewhere { .. }) => {
+                publication.restart();
+                (publication.news().map(|(_, word)| word), None)
+            }
+            (Word::Demand(_) | Word::KeyFrame(_), Home::Elsewhere { .. }) | (Word::Live(_) | Word::Restart, Home::Here { .. }) => {
+                (None, None)
+            }
+        }
+    }
+
+    /// A track was silenced for a while: to its hearers it goes on as after a pause. What shadows are to be told.
+    pub fn restart(&mut self, track: TrackId) -> Vec<(WorkerId, Word)> {
+        let Some(publication) = self.publications.get_mut(&track) else { return Vec::new() };
+        publication.restart();
+        match &publication.home {
+            Home::Here { shadows, .. } => shadows.iter().map(|s| (s.worker, Word::Restart)).collect(),
+            Home::Elsewhere { .. } => Vec::new(),
         }
     }
 

@@ -86,7 +86,7 @@ impl Media {
     /// Takes the payload of an earlier packet along. Without effect when it does not fit or lies too far back.
     pub fn repeat(&mut self, packet: &mut PacketBuf, earlier: &Media, earlier_packet: &[u8]) {
         let offset = self.header.timestamp.wrapping_sub(earlier.header.timestamp);
-        let part = &earlier_packet[earlier.newest()];
+        let Some(part) = earlier_packet.get(earlier.newest()) else { return };
         let fits = |growth: &usize| !self.payload.is_empty() && self.payload.len() + growth <= REPEATED_MAX;
         let Some(growth) = red::growth(offset, part).filter(fits) else { return };
         if let Some(room) = packet.insert(self.payload.start, growth) {
@@ -570,7 +570,7 @@ impl Session {
         // A retransmission without a source of its own must be the same packet again: it is never padded.
         let padding = if format.rtx.is_some() { padded_to.saturating_sub(media.payload.len()) } else { 0 };
         let (mapped, payload, padding) = match verdict {
-            Verdict::Send(mapped) => (mapped, &packet[carried], padding),
+            Verdict::Send(mapped) => (mapped, packet.get(carried)?, padding),
             Verdict::Fill(mapped) => (mapped, &[][..], 1),
             Verdict::Leave => return None,
         };
@@ -607,7 +607,7 @@ impl Session {
         self.credit = self.credit.saturating_sub(media.payload.len());
         let input = media.input(now);
         let (mapped, payload, padding) = match outgoing.stream.map(&input) {
-            Verdict::Send(mapped) => (mapped, &packet[media.payload.clone()], 0),
+            Verdict::Send(mapped) => (mapped, packet.get(media.payload.clone())?, 0),
             Verdict::Fill(mapped) => (mapped, &[][..], 1),
             Verdict::Leave => return None,
         };

@@ -380,6 +380,11 @@ impl Session {
         outcome
     }
 
+    /// The client has said that it is back.
+    pub fn await_return(&mut self, now: Instant) {
+        self.ice.await_return(now);
+    }
+
     /// A connection closed or an allocation ended.
     pub fn path_lost(&mut self, path: PathId, out: &mut Vec<Effect>) {
         if self.last_path == Some(path) {

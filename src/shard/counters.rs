@@ -154,6 +154,8 @@ counters! {
     DropSilenced "drops" "silenced_track",
     DropDataMalformed "drops" "data_malformed",
     DropDataForbidden "drops" "data_forbidden",
+    /// Of a participant that has dropped out.
+    DropDataAbsent "drops" "data_absent",
     DropDataQueue "drops" "data_queue_full",
     /// A reliable message that came before, sent again after a resume.
     DropDataRepeated "drops" "data_repeated",

@@ -59,13 +59,15 @@ struct Delivery {
 impl Shard {
     /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
+        // What it brought along is gone with it.
+        let recovered = self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default();
         if self.silenced.contains(&media.track) {
             self.counters.count(Counter::DropSilenced);
             return self.pool.put(buf);
         }
         self.counters.count(Counter::MediaIn);
         let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
-        for recovered in self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default() {
+        for recovered in recovered {
             self.counters.count(Counter::Recovered);
             let mut copy = self.pool.take();
             copy.fill(&buf);
@@ -127,7 +129,8 @@ impl Shard {
         let room_id = *room_id;
         let Some(room) = self.rooms.get_mut(&room_id) else { return false };
         // Whoever owns the publisher tells of its voice.
-        if let Some(level) = media.audio_level.filter(|_| room.home_of(media.track).is_none()) {
+        let is_here = room.publication(media.track).is_some() && room.home_of(media.track).is_none();
+        if let Some(level) = media.audio_level.filter(|_| is_here) {
             room.speakers.observe(now.mono, *publisher, level);
             if let Some(at) = room.speakers.deadline() {
                 self.timers.arm(super::Timer::Speakers(room_id), at);

@@ -32,7 +32,7 @@ use counters::{Counter, Counters};
 use egress::Egress;
 use fan_out::FanOut;
 use mail::{Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use store::Store;
 use table::{Owner, Table};
@@ -83,7 +83,7 @@ pub struct Shard {
     writable: Vec<StreamId>,
     secrets: SecretRng,
     /// Tracks that an administrator muted: nobody gets what still comes of them.
-    silenced: Vec<TrackId>,
+    silenced: HashSet<TrackId>,
     /// What other workers need of tracks that are not known here yet.
     early_demands: VecDeque<(TrackId, WorkerId, Word)>,
     fan_out: FanOut,
@@ -122,7 +122,7 @@ impl Shard {
             streams: HashMap::new(),
             writable: Vec::new(),
             secrets,
-            silenced: Vec::new(),
+            silenced: HashSet::new(),
             early_demands: VecDeque::new(),
             fan_out: FanOut::default(),
             store: Store::new(config.store_bytes),
@@ -558,8 +558,11 @@ impl Shard {
                     self.effects.push(Effect::Report(Report::Path { session: id, kind }));
                 }
                 session::Effect::Live { profile } => {
-                    if let Some(room) = self.places.get(&id).and_then(|p| self.rooms.get_mut(&p.room)) {
-                        room.go_live(id);
+                    if let Some(place) = self.places.get_mut(&id) {
+                        place.stepped_out.iter_mut().for_each(|m| m.is_live = true);
+                        if let Some(room) = self.rooms.get_mut(&place.room) {
+                            room.go_live(id);
+                        }
                     }
                     if let Some(room) = self.places.get(&id).map(|p| p.room) {
                         self.tell_homes(room);
@@ -674,7 +677,7 @@ impl Shard {
     /// A track is no more.
     fn forget_track(&mut self, track: TrackId) {
         self.store.forget(track);
-        self.silenced.retain(|t| *t != track);
+        self.silenced.remove(&track);
         self.early_demands.retain(|(t, ..)| *t != track);
     }
 

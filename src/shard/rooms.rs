@@ -50,9 +50,15 @@ impl Shard {
                 }
             }
             Command::Silence { track, is_silenced } => {
-                self.silenced.retain(|t| *t != track);
+                let room = self.rooms.iter_mut().find(|(_, r)| r.publication(track).is_some());
+                let Some((&id, room)) = room.filter(|_| is_silenced != self.silenced.contains(&track)) else { return };
                 if is_silenced {
-                    self.silenced.push(track);
+                    self.silenced.insert(track);
+                } else {
+                    self.silenced.remove(&track);
+                    for (to, word) in room.restart(track) {
+                        self.say(to, id, track, word);
+                    }
                 }
             }
             Command::RouteData { publisher, handle, hearers } => {
@@ -126,7 +132,7 @@ impl Shard {
                 }
             }
             Command::StepOut { session } => self.step_out(session),
-            Command::StepIn { session } => self.step_in(session),
+            Command::StepIn { session } => self.step_in(now, session),
             Command::Close { session } => self.close(now, session),
         }
     }
@@ -154,21 +160,31 @@ impl Shard {
         let room = place.room;
         if let Some(member) = self.rooms.get(&room).and_then(|r| r.member(id)) {
             place.stepped_out = Some(member.clone());
+            place.data_routes.clear();
             self.leave_room(id, room);
         }
     }
 
-    fn step_in(&mut self, id: SessionId) {
+    /// It is to find a way soon, if it has none; which one it has is told anew.
+    fn step_in(&mut self, now: Now, id: SessionId) {
         let Some(place) = self.places.get_mut(&id) else { return };
-        if let Some(member) = place.stepped_out.take() {
-            self.rooms.entry(place.room).or_default().join(member);
+        let Some(member) = place.stepped_out.take() else { return };
+        self.rooms.entry(place.room).or_default().join(member);
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.await_return(now.mono);
+        if let Some(path) = session.path() {
+            let kind = self.kind_of(path);
+            self.effects.push(Effect::Report(Report::Path { session: id, kind }));
         }
+        self.arm_session(id);
     }
 
     /// A room message: stamped with its true sender and passed to those it names.
     pub(super) fn data(&mut self, now: Now, from: SessionId, delivery: Delivery, bytes: &[u8]) {
-        let Some(room) = self.places.get(&from).and_then(|p| self.rooms.get(&p.room)) else { return };
-        let Some(member) = room.member(from) else { return };
+        let room = self.places.get(&from).and_then(|p| self.rooms.get(&p.room));
+        let Some((room, member)) = room.and_then(|r| Some((r, r.member(from)?))) else {
+            return self.counters.count(Counter::DropDataAbsent);
+        };
         if !member.can_publish_data {
             return self.counters.count(Counter::DropDataForbidden);
         }
@@ -324,5 +340,20 @@ mod tests {
         shard.handle_command(now, Command::Publish { room, session, track, is_video: true });
         let answered = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word: Word::Live(_), .. } });
         assert!(shard.take_effects().iter().any(answered), "the other worker is told what there is");
+
+        shard.handle_command(now, Command::Silence { track, is_silenced: true });
+        shard.handle_command(now, Command::Silence { track, is_silenced: false });
+        let restarts = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word: Word::Restart, .. } });
+        assert!(shard.take_effects().iter().any(restarts), "what comes behind a silence begins anew, there too");
+
+        shard.handle_command(now, Command::StepOut { session });
+        assert!(shard.rooms.is_empty() && shard.sessions.contains_key(&session), "its transport stays");
+        shard.handle_command(now, Command::Silence { track, is_silenced: true });
+        assert!(shard.silenced.is_empty(), "of a track that is not there nothing is kept");
+        shard.handle_command(now, Command::StepIn { session });
+        assert!(shard.rooms[&room].member(session).is_some_and(|m| m.identity == "ada"));
+        shard.handle_command(now, Command::StepOut { session });
+        shard.handle_command(now, Command::Close { session });
+        assert!(shard.rooms.is_empty() && shard.sessions.is_empty() && shard.places.is_empty());
     }
 }

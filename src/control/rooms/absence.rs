@@ -2,7 +2,7 @@
 //! for a while: who is back soon resumes, which is quicker than joining anew and keeps what was published and subscribed.
 
 use super::permissions::is_allowed;
-use super::quality::{Demand, Scores};
+use super::quality::Scores;
 use super::{Dialogue, Down, Hearing, Participant, Rooms, joining::leave, mono};
 use crate::base::id::SessionId;
 use crate::control::auth::Claims;
@@ -14,7 +14,7 @@ use proto::leave_request::Action;
 use std::time::{Duration, Instant};
 
 /// How long one who has dropped out may still resume.
-const KEPT_FOR: Duration = Duration::from_secs(60);
+pub(super) const KEPT_FOR: Duration = Duration::from_secs(60);
 
 /// One who has dropped out.
 pub(super) struct Absent {
@@ -38,8 +38,13 @@ impl Rooms {
         }
         let identity = participant.info.identity.clone();
         self.forget_absent(&name, &identity);
+        let absent_max = self.around.rooms.participants_max as usize;
         let Some(room) = self.rooms.get_mut(&name) else { return self.close_transports(&participant) };
         room.absent.push(Absent { since: mono(), participant });
+        let too_many = room.absent.len() > absent_max;
+        if let Some(oldest) = room.absent.first().filter(|_| too_many).map(|a| a.participant.info.identity.clone()) {
+            self.forget_absent(&name, &oldest);
+        }
     }
 
     /// Puts back one who has dropped out, as its token and its sid say; `None` when it has to join anew.
@@ -60,6 +65,9 @@ impl Rooms {
             let publisher = publisher.filter(|o| o.tracks.iter().any(|t| t.id == s.track && t.mid.is_some()));
             s.is_routed = false;
             s.is_allowed = publisher.is_some_and(|o| is_allowed(o.listeners.as_ref(), &p.sid, &p.info.identity, &s.sid));
+            if !s.is_allowed {
+                s.mid = None;
+            }
             publisher.is_some()
         });
         p.info.state = proto::participant_info::State::Active as i32;
@@ -67,8 +75,8 @@ impl Rooms {
         (p.signal_lost_at, p.silent, p.scores) = (Some(mono()), None, Scores::default());
         let mut published = Vec::new();
         for track in p.tracks.iter_mut().filter(|t| t.mid.is_some()) {
-            (track.hearing, track.demand) = (Hearing::Nobody, Demand::default());
-            published.push((track.id, kind_of(&track.info) == Kind::Video, track.info.muted));
+            track.hearing = Hearing::Nobody;
+            published.push((track.id, kind_of(&track.info) == Kind::Video, track.is_silenced));
         }
         let (key, worker, room_id, info) = (p.session, p.worker, room.id, p.info.clone());
         let sessions: Vec<SessionId> = p.sessions().collect();
@@ -78,7 +86,9 @@ impl Rooms {
         }
         for (track, is_video, is_silenced) in published {
             self.mail(worker, Command::Publish { room: room_id, session: key, track, is_video });
-            self.mail(worker, Command::Silence { track, is_silenced });
+            if is_silenced {
+                self.mail(worker, Command::Silence { track, is_silenced });
+            }
         }
         self.spread(name);
         self.count();

@@ -336,13 +336,16 @@ impl Rooms {
         let mut everybody = self.others(&name, session);
         if let Some(room) = self.rooms.get(&name) {
             everybody.extend(room.participants.iter().filter(|p| p.session == session).map(|p| p.info.clone()));
-            everybody.extend(room.departed.iter().map(|(_, info)| info.clone()));
+            // SDKs know participants by identity: of those who have come again only that is told.
+            let is_here = |identity: &str| room.participants.iter().any(|p| p.info.identity == identity);
+            everybody.extend(room.departed.iter().map(|(_, info)| info).filter(|info| !is_here(&info.identity)).cloned());
         }
         self.tell(session, Down::Update(proto::ParticipantUpdate { participants: everybody }));
         let room = self.rooms.get(&name).map(room_info);
         self.tell(session, Down::RoomUpdate(proto::RoomUpdate { room }));
         self.refresh_token(session);
         self.tell_all_qualities(session);
+        self.tell_layers(session);
         self.tell_data_handles(session);
         self.restart_subscriber(session);
     }

@@ -1,5 +1,6 @@
 //! What time and the network bring: transports that come up, fall silent and end; rooms that stay empty; what is told late.
 
+use super::absence::KEPT_FOR;
 use super::{Dialogue, Down, Participant, Rooms, joining::leave, mono, room_info};
 use crate::base::id::SessionId;
 use crate::engine::srtp::Profile;
@@ -192,7 +193,11 @@ impl Rooms {
             }
         }
         for (session, reason) in gone {
-            self.drop_out(session, reason);
+            if reason == proto::DisconnectReason::SignalClose {
+                self.drop_out(session, reason);
+            } else {
+                self.expel(session, reason, Action::Reconnect);
+            }
         }
         self.forget_long_absent(now);
         for session in renew {
@@ -206,7 +211,7 @@ impl Rooms {
     fn tick_rooms(&mut self, now: Instant) {
         let (mut changed, mut news, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for (name, room) in &mut self.rooms {
-            room.departed.retain(|(at, _)| now.duration_since(*at) < 2 * SIGNAL_LOST_FOR);
+            room.departed.retain(|(at, _)| now.duration_since(*at) < 2 * SIGNAL_LOST_FOR + KEPT_FOR);
             room.unstable.retain(|_, u| u.is_known(now));
             if std::mem::take(&mut room.has_changed) {
                 changed.push((name.clone(), room_info(room)));
@@ -216,7 +221,8 @@ impl Rooms {
                 news.push((name.clone(), std::mem::take(&mut room.late_news)));
             }
             let stays = if room.was_joined { room.info.departure_timeout } else { room.info.empty_timeout };
-            if room.empty_since.is_some_and(|at| now.duration_since(at) >= Duration::from_secs(u64::from(stays))) {
+            let is_awaited = !room.absent.is_empty();
+            if !is_awaited && room.empty_since.is_some_and(|at| now.duration_since(at) >= Duration::from_secs(u64::from(stays))) {
                 over.push(name.clone());
             }
         }

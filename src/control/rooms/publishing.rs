@@ -48,6 +48,7 @@ impl Rooms {
             cid: request.cid.clone(),
             info: info.clone(),
             mid: None,
+            is_silenced: false,
             hearing: Hearing::Nobody,
             demand: Demand::default(),
         });
@@ -55,22 +56,24 @@ impl Rooms {
     }
 
     pub fn mute(&mut self, session: SessionId, request: proto::MuteTrackRequest) {
-        if !self.set_muted(session, &request.sid, request.muted) {
+        if !self.set_muted(session, &request.sid, request.muted, false) {
             self.respond(session, 0, Reason::NotFound, "no such track", Request::Mute(request));
         }
     }
 
-    /// Mutes or unmutes a track. What still comes of a muted one is dropped, whatever its client does. `false` when there is no
-    /// such track.
-    pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool) -> bool {
+    /// Mutes or unmutes a track. What still comes of one that was muted against its publisher's will is dropped: the client
+    /// need not obey. `false` when there is no such track.
+    pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool, by_force: bool) -> bool {
         let Some(p) = self.participant(session) else { return false };
         let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid) else { return false };
         track.info.muted = is_muted;
+        track.is_silenced = is_muted && (by_force || track.is_silenced);
+        let is_silenced = track.is_silenced;
         let (id, worker) = (track.id, p.worker);
         let published = p.info.tracks.iter_mut().find(|t| t.sid == sid);
         let was_published = published.is_some();
         published.into_iter().for_each(|t| t.muted = is_muted);
-        self.mail(worker, Command::Silence { track: id, is_silenced: is_muted });
+        self.mail(worker, Command::Silence { track: id, is_silenced });
         if was_published {
             self.announce(session, true);
         }

@@ -177,6 +177,16 @@ impl Rooms {
         }
     }
 
+    /// A client is back: what it was told of its layers may have been lost.
+    pub(super) fn tell_layers(&mut self, session: SessionId) {
+        let Some(p) = self.participant(session) else { return };
+        let videos = p.tracks.iter().filter(|t| t.mid.is_some() && is_video(&t.info));
+        let updates: Vec<_> = videos.map(|t| quality_update(&t.info, t.demand.told)).collect();
+        for update in updates {
+            self.tell(session, Down::SubscribedQualityUpdate(update));
+        }
+    }
+
     /// Tells publishers of layers that nobody has wanted for a while.
     fn review_layers(&mut self, now: Instant) {
         let mut updates = Vec::new();

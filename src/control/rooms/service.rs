@@ -153,7 +153,7 @@ impl RoomService<'_> {
         track(self.0).ok_or(NO_TRACK)?;
         // First this and then what everybody is told: an SDK that sees itself muted without it sets the server right.
         self.0.tell(session, Down::Mute(proto::MuteTrackRequest { sid: request.track_sid.clone(), muted: request.muted }));
-        self.0.set_muted(session, &request.track_sid, request.muted);
+        self.0.set_muted(session, &request.track_sid, request.muted, true);
         track(self.0).ok_or(NO_TRACK)
     }
 

@@ -152,7 +152,7 @@ impl Rooms {
     pub(super) fn tell_heard(&mut self, now: Instant) {
         let is_due = |t: &&mut Track| matches!(t.hearing, Hearing::Untold(since) if now.duration_since(since) >= TOLD_AFTER);
         let mut heard = Vec::new();
-        for p in self.rooms.values_mut().flat_map(|r| &mut r.participants) {
+        for p in self.rooms.values_mut().flat_map(|r| &mut r.participants).filter(|p| p.signal.is_some()) {
             for track in p.tracks.iter_mut().filter(is_due) {
                 track.hearing = Hearing::Told;
                 heard.push((p.session, track.info.sid.clone()));

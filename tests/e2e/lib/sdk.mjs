@@ -117,26 +117,6 @@ export class SdkPage {
     });
   }
 
-  /** How far sound and pictures of what is received are apart as they are played, ms; `undefined` until that can be told. */
-  skew() {
-    return this.ask(async () => {
-      const played = {};
-      for (const pc of window.pcs.filter((pc) => pc.connectionState === "connected")) {
-        for (const row of (await pc.getStats()).values()) if (row.type === "inbound-rtp") played[row.kind] = row.estimatedPlayoutTimestamp;
-      }
-      return played.audio && played.video && Math.round(Math.abs(played.audio - played.video));
-    });
-  }
-
-  /** Waits until sound and pictures are played together (ITU-R BT.1359: 45 ms early to 125 ms late go unnoticed). */
-  async inSync(withinMs) {
-    let skew;
-    await until(`${this.name} plays in time`, withinMs, async () => (skew = await this.skew()) < 45).catch((error) => {
-      throw new Error(`${error.message}: ${skew} ms`);
-    });
-    return skew;
-  }
-
   /** Waits until new frames are decoded and new sound arrives. */
   async seesAndHears(withinMs = 30_000) {
     const before = await this.received();
