@@ -2,6 +2,7 @@
 
 import assert from "node:assert/strict";
 import { after, before, test } from "node:test";
+import { AccessToken } from "livekit-server-sdk";
 import { startChromium } from "./lib/browsers.mjs";
 import { DOMAIN } from "./lib/net.mjs";
 import { SdkPage } from "./lib/sdk.mjs";
@@ -221,4 +222,55 @@ test("the description of the HTTP endpoints is what they do (schemathesis)", { t
   const child = start(new URL(".venv/bin/schemathesis", import.meta.url).pathname, args, "schemathesis");
   const code = await child.ended;
   assert.equal(code, 0, child.said.slice(-6000));
+});
+
+test("data tracks of the current SDK; calls by the room service to a page", TEST, async () => {
+  const room = "tracks of data";
+  const [ada, bob] = [await SdkPage.open(browser, "livekit-client", "ada"), await SdkPage.open(browser, "livekit-client", "bob")];
+  await bob.connect(server.token(room, "bob"));
+  await bob.ask(() => {
+    window.frames = [];
+    window.room.on("dataTrackPublished", async (track) => {
+      const reader = track.subscribe().getReader();
+      for (let next = await reader.read(); !next.done; next = await reader.read()) window.frames.push([next.value.payload.length, next.value.payload.at(-1)]);
+      window.frames.push("ended");
+    });
+    window.room.registerRpcMethod("greet", async ({ callerIdentity, payload }) => `${callerIdentity} says ${payload}`);
+    window.room.registerRpcMethod("fail", async () => {
+      throw new window.LivekitClient.RpcError(1234, "not today");
+    });
+  });
+  await ada.connect(server.token(room, "ada"));
+  await ada.ask(async () => {
+    window.track = await window.room.localParticipant.publishDataTrack({ name: "positions" });
+  });
+  const frames = () => bob.ask(() => window.frames);
+  // They may be lost, and nobody gets any before it has subscribed.
+  for (const [length, last] of [[3, 7], [60_000, 9]]) {
+    await until(`a frame of ${length} bytes arrives`, 10_000, async () => {
+      await ada.ask(({ length, last }) => {
+        const payload = new Uint8Array(length);
+        payload[length - 1] = last;
+        return window.track.tryPush({ payload });
+      }, { length, last });
+      return (await frames()).some((f) => f[0] === length && f[1] === last);
+    });
+  }
+  await ada.ask(() => window.track.unpublish());
+  await until("the track has ended", 10_000, async () => (await frames()).at(-1) === "ended");
+
+  const admin = new AccessToken("devkey", "secret", { identity: "back end" });
+  admin.addGrant({ roomAdmin: true, room });
+  const token = await admin.toJwt();
+  const call = (method, destination_identity = "bob") => {
+    const body = JSON.stringify({ room, destination_identity, method, payload: "hi" });
+    const args = ["-sS", "--cacert", server.authority, "-H", `Authorization: Bearer ${token}`, "-H", "Content-Type: application/json", "-d", body];
+    return JSON.parse(lab.in(lab.names.home, "curl", ...args, `https://${DOMAIN}/twirp/livekit.RoomService/PerformRpc`));
+  };
+  assert.match(call("greet").payload, /^postern:.* says hi$/);
+  const failed = call("fail");
+  assert.deepEqual([failed.meta?.rpc_code, failed.meta?.rpc_message], ["1234", "not today"], JSON.stringify(failed));
+  assert.equal(call("nothing").meta?.rpc_code, "1400");
+  assert.equal(call("greet", "nobody").code, "not_found");
+  await Promise.all([ada.close(), bob.close()]);
 });
