@@ -52,6 +52,9 @@ async function back(what, { turn, turned, inAll }, test) {
     const seen = await Promise.all([ada, bob].flatMap((p) => [p.ask(look), p.ask(own), p.ask(stats)]));
     throw new Error(`${error.message.slice(0, 200)}\n${JSON.stringify(seen, undefined, 1)}\n${[...server.metrics()].filter(([n, v]) => v > 0 && /drops|key|forward|thinned/.test(n)).map((m) => m.join(" ")).join("\n")}\n${server.log.slice(-3000)}`);
   });
+  // An app sees it too, and not only the browser.
+  const shown = () => [...window.room.remoteParticipants.values()].every((p) => p.trackPublications.size === 2 && [...p.trackPublications.values()].every((t) => t.track));
+  for (const one of [ada, bob]) await until(`${one.name} has both tracks`, 20_000, async () => (await one.ask(shown)) && (await one.ask(() => window.room.remoteParticipants.size)) === 1);
   const took = Date.now() - start;
   const last = (await turns()).filter(([, at]) => at <= start + took).at(-1)?.[1] ?? start;
   const behind = start + took - last;

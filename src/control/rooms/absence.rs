@@ -31,7 +31,12 @@ impl Rooms {
             return self.expel(session, reason, Action::Reconnect);
         }
         self.tell(session, Down::Leave(leave(reason, Action::Reconnect)));
+        let hearers = self.hearers_of(session);
         let Some((name, mut participant)) = self.take_out(session, reason) else { return };
+        // A browser sees a track come back in its section only when it saw it end there.
+        for hearer in hearers {
+            self.sections_freed(hearer);
+        }
         participant.signal = None;
         for session in participant.sessions() {
             self.mail(participant.worker, Command::StepOut { session });
@@ -100,6 +105,13 @@ impl Rooms {
         self.subscribe_to_all(key);
         self.route_assigned(key);
         Some(key)
+    }
+
+    /// Those whose sections carry something of a participant.
+    fn hearers_of(&mut self, session: SessionId) -> Vec<SessionId> {
+        let Some(publisher) = self.participant(session).map(|p| p.session) else { return Vec::new() };
+        let hears = |p: &&Participant| p.subscriptions.iter().any(|s| s.publisher == publisher && s.mid.is_some());
+        self.room_of(session).map(|r| r.participants.iter().filter(hears).map(|p| p.session).collect()).unwrap_or_default()
     }
 
     /// A transport of one who has dropped out has ended by itself.
