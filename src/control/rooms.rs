@@ -22,7 +22,6 @@ mod subscribing;
 pub use data::RpcError;
 pub use joining::Arrival;
 pub use one_shot::{Opened, Purpose, Restarted};
-pub(super) use quality::Demand;
 pub use service::{Failure, Later, RoomService};
 
 use super::auth::{Claims, Keys};
@@ -39,7 +38,7 @@ use crate::wire::sdp::{Kind, SdpError};
 use livekit_protocol as proto;
 use livekit_protocol::signal_response::Message as Down;
 use negotiating::Subscriber;
-use quality::Scores;
+use quality::{Demand, Scores};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -115,10 +114,16 @@ pub(super) struct Track {
     pub(super) demand: Demand,
 }
 
+impl Track {
+    /// One that no offer carries yet.
+    pub(super) fn new(id: TrackId, cid: String, info: proto::TrackInfo) -> Self {
+        Self { id, cid, info, mid: None, is_silenced: false, hearing: Hearing::Nobody, demand: Demand::default() }
+    }
+}
+
 /// Whether a publisher knows that somebody subscribes to a track of its.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hearing {
-    #[default]
     Nobody,
     /// Somebody does since then. SDKs forget what they are told of a publication before they have its answer: it waits a little.
     Untold(Instant),

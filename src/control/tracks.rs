@@ -1,7 +1,7 @@
 //! What an offer does to a participant's tracks and subscriptions, the words of the room protocol for them, and what a
 //! participant may say of itself. Pure.
 
-use super::rooms::{Demand, Hearing, Participant, Subscription, Track};
+use super::rooms::{Participant, Subscription, Track};
 use crate::base::id::{RoomId, SessionId, TrackId};
 use crate::room::layers::{TEMPORAL_ALL, Wanted};
 use crate::session::negotiate::{Use, Voice};
@@ -12,8 +12,8 @@ use livekit_protocol as proto;
 use std::collections::HashMap;
 
 /// Binds sections in which the client sends to its tracks: by mid as before, by `msid` = cid, by kind. Returns the tracks
-/// that are published now, with whether they are video, and those that are no more.
-pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<(TrackId, bool)>, Vec<TrackId>) {
+/// that are published now, and those that are no more.
+pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<TrackId>, Vec<TrackId>) {
     let sends = |s: &&Section| !s.is_rejected && s.kind != Kind::Application && s.direction.sends();
     let sending: Vec<&Section> = offer.sections.iter().filter(sends).collect();
     let mut unpublished = Vec::new();
@@ -45,7 +45,7 @@ pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<(
             for codec in &mut track.info.codecs {
                 codec.mid.clone_from(&section.mid);
             }
-            published.push((id, section.kind == Kind::Video));
+            published.push(id);
         }
     }
     (published, unpublished)
@@ -93,15 +93,7 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
             ..Default::default()
         };
         let info = track_info(&request, random);
-        p.tracks.push(Track {
-            id,
-            cid: request.cid,
-            info,
-            mid: None,
-            is_silenced: false,
-            hearing: Hearing::Nobody,
-            demand: Demand::default(),
-        });
+        p.tracks.push(Track::new(id, request.cid, info));
     }
 }
 

@@ -119,9 +119,9 @@ async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<O
     expect_type(request.headers(), SDP)?;
     let host = front.host.clone().unwrap_or_else(|| host_of(request.headers()));
     let offer = text(request).await?;
-    let whole = front.rooms().open(claims, purpose, &host, &offer)?;
-    tracing::info!(session = whole.session.0, "an offer over HTTP was answered");
-    Ok(whole)
+    let opened = front.rooms().open(claims, purpose, &host, &offer)?;
+    tracing::info!(session = opened.session.0, "an offer over HTTP was answered");
+    Ok(opened)
 }
 
 /// The body of a request as text.
@@ -138,14 +138,14 @@ fn expect_type(headers: &HeaderMap, kind: &'static str) -> Result<(), Refused> {
     if found.is_some_and(|f| f.trim().eq_ignore_ascii_case(kind)) { Ok(()) } else { Err(Refused::WrongType(kind)) }
 }
 
-fn created(base: &str, whole: Opened) -> Response {
-    let mut response = (StatusCode::CREATED, whole.sdp).into_response();
+fn created(base: &str, opened: Opened) -> Response {
+    let mut response = (StatusCode::CREATED, opened.sdp).into_response();
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(SDP));
-    set(headers, header::LOCATION, &format!("{base}{}", whole.resource));
-    set(headers, header::ETAG, &etag(&whole.ufrag));
+    set(headers, header::LOCATION, &format!("{base}{}", opened.resource));
+    set(headers, header::ETAG, &etag(&opened.ufrag));
     headers.insert(HeaderName::from_static("accept-patch"), HeaderValue::from_static(FRAGMENT));
-    for link in links(&whole.ice_servers) {
+    for link in links(&opened.ice_servers) {
         if let Ok(link) = HeaderValue::from_str(&link) {
             headers.append(header::LINK, link);
         }

@@ -260,12 +260,13 @@ impl Ice {
         }
         let current = self.paths.iter().find(|p| Some(p.id) == self.selected);
         if current.is_none_or(|c| priority >= c.priority || now.since(c.last_check) > STALE) {
-            self.select(path, out);
+            self.select(now, path, out);
         }
     }
 
-    fn select(&mut self, path: PathId, out: &mut Vec<Effect>) {
-        self.selected = Some(path);
+    /// Takes a path, over which something came at `alive`.
+    fn select(&mut self, alive: Instant, path: PathId, out: &mut Vec<Effect>) {
+        (self.selected, self.selected_alive) = (Some(path), alive);
         out.push(Effect::Selected(path));
         if std::mem::take(&mut self.is_missed) {
             out.push(Effect::Back);
@@ -297,8 +298,7 @@ impl Ice {
         if self.selected != Some(path) {
             let is_left = now.since(self.selected_alive) >= LEFT_FOR;
             if self.paths.iter().any(|p| p.id == path && (p.is_nominated || is_left)) {
-                self.selected_alive = now;
-                self.select(path, out);
+                self.select(now, path, out);
             }
         }
     }
@@ -308,8 +308,9 @@ impl Ice {
         self.paths.retain(|p| p.id != path);
         if self.selected == Some(path) {
             self.selected = None;
-            if let Some(next) = self.paths.iter().filter(|p| p.is_nominated).max_by_key(|p| (p.last_check, p.priority)).map(|p| p.id) {
-                self.select(next, out);
+            let next = self.paths.iter().filter(|p| p.is_nominated).max_by_key(|p| (p.last_check, p.priority));
+            if let Some((alive, next)) = next.map(|p| (p.last_check, p.id)) {
+                self.select(alive, next, out);
             }
         }
     }

@@ -250,6 +250,11 @@ impl Room {
         }
     }
 
+    /// Whether its publisher lives here.
+    pub fn is_home_of(&self, track: TrackId) -> bool {
+        self.publications.get(&track).is_some_and(|p| matches!(p.home, Home::Here { .. }))
+    }
+
     /// What homes should be told since needs here may have changed.
     pub fn news(&mut self) -> Vec<(TrackId, WorkerId, Word)> {
         self.publications.iter_mut().filter_map(|(track, p)| p.news().map(|(to, word)| (*track, to, word))).collect()

@@ -129,8 +129,7 @@ impl Shard {
         let room_id = *room_id;
         let Some(room) = self.rooms.get_mut(&room_id) else { return false };
         // Whoever owns the publisher tells of its voice.
-        let is_here = room.publication(media.track).is_some() && room.home_of(media.track).is_none();
-        if let Some(level) = media.audio_level.filter(|_| is_here) {
+        if let Some(level) = media.audio_level.filter(|_| room.is_home_of(media.track)) {
             room.speakers.observe(now.mono, *publisher, level);
             if let Some(at) = room.speakers.deadline() {
                 self.timers.arm(super::Timer::Speakers(room_id), at);

@@ -317,13 +317,9 @@ mod tests {
         Shard::new(config, SecretRng::seeded(1), Rng::new(1))
     }
 
-    #[test]
-    fn a_demand_that_comes_before_its_track_is_heard_when_that_is_published() {
-        let (mut shard, now) = (shard(), Now { mono: Instant::from_millis(1), wall: UnixTime::from_nanos(0) });
+    /// A shard with one member that publishes a camera.
+    fn with_publisher(shard: &mut Shard, now: Now) -> (RoomId, SessionId, TrackId) {
         let (room, session, track) = (RoomId(1), SessionId(2), TrackId(3));
-        let word = Parcel::Word { room, track, word: Word::Demand(0b100) };
-        shard.handle_parcel(now, WorkerId(1), word);
-        assert!(shard.take_effects().is_empty(), "not known yet");
         shard.handle_command(
             now,
             Command::Open {
@@ -338,22 +334,49 @@ mod tests {
             },
         );
         shard.handle_command(now, Command::Publish { room, session, track, is_video: true });
-        let answered = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word: Word::Live(_), .. } });
-        assert!(shard.take_effects().iter().any(answered), "the other worker is told what there is");
+        (room, session, track)
+    }
 
-        shard.handle_command(now, Command::Silence { track, is_silenced: true });
-        shard.handle_command(now, Command::Silence { track, is_silenced: false });
-        let restarts = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word: Word::Restart, .. } });
-        assert!(shard.take_effects().iter().any(restarts), "what comes behind a silence begins anew, there too");
+    /// Whether the other worker was told this.
+    fn told(shard: &mut Shard, is_it: impl Fn(&Word) -> bool) -> bool {
+        let of = |e: &Effect| matches!(e, Effect::Parcel { to: WorkerId(1), parcel: Parcel::Word { word, .. } } if is_it(word));
+        shard.take_effects().iter().any(of)
+    }
 
-        shard.handle_command(now, Command::StepOut { session });
-        assert!(shard.rooms.is_empty() && shard.sessions.contains_key(&session), "its transport stays");
-        shard.handle_command(now, Command::Silence { track, is_silenced: true });
+    const NOW: Now = Now { mono: Instant::from_millis(1), wall: UnixTime::from_nanos(0) };
+
+    #[test]
+    fn a_demand_that_comes_before_its_track_is_heard_when_that_is_published() {
+        let mut shard = shard();
+        shard.handle_parcel(NOW, WorkerId(1), Parcel::Word { room: RoomId(1), track: TrackId(3), word: Word::Demand(0b100) });
+        assert!(shard.take_effects().is_empty(), "not known yet");
+        with_publisher(&mut shard, NOW);
+        assert!(told(&mut shard, |w| matches!(w, Word::Live(_))), "the other worker is told what there is");
+    }
+
+    #[test]
+    fn what_comes_behind_a_silence_begins_anew_on_all_workers() {
+        let mut shard = shard();
+        let (room, _, track) = with_publisher(&mut shard, NOW);
+        shard.handle_parcel(NOW, WorkerId(1), Parcel::Word { room, track, word: Word::Demand(0b100) });
+        for is_silenced in [true, false] {
+            shard.handle_command(NOW, Command::Silence { track, is_silenced });
+            assert_eq!(told(&mut shard, |w| *w == Word::Restart), !is_silenced);
+        }
+        shard.handle_command(NOW, Command::Silence { track: TrackId(9), is_silenced: true });
         assert!(shard.silenced.is_empty(), "of a track that is not there nothing is kept");
-        shard.handle_command(now, Command::StepIn { session });
+    }
+
+    #[test]
+    fn a_member_that_steps_out_keeps_its_transport_and_returns_as_it_was() {
+        let mut shard = shard();
+        let (room, session, _) = with_publisher(&mut shard, NOW);
+        shard.handle_command(NOW, Command::StepOut { session });
+        assert!(shard.rooms.is_empty() && shard.sessions.contains_key(&session), "its transport stays");
+        shard.handle_command(NOW, Command::StepIn { session });
         assert!(shard.rooms[&room].member(session).is_some_and(|m| m.identity == "ada"));
-        shard.handle_command(now, Command::StepOut { session });
-        shard.handle_command(now, Command::Close { session });
+        shard.handle_command(NOW, Command::StepOut { session });
+        shard.handle_command(NOW, Command::Close { session });
         assert!(shard.rooms.is_empty() && shard.sessions.is_empty() && shard.places.is_empty());
     }
 }

@@ -153,9 +153,9 @@ async function session(url, options) {
     });
     said[name] = await since(both);
   };
-  const reconnects = (scenario, sign) => async () => {
+  const reconnects = (scenario) => async () => {
     await bob.ask((scenario) => window.room.simulateScenario(scenario), scenario);
-    await until(`${scenario} is over`, 20_000, async () => (await bob.events(sign)).length > 0 && (await bob.ask(() => window.room.state)) === "connected");
+    await until(`${scenario} is over`, 20_000, async () => (await bob.events("reconnected")).length > 0 && (await bob.ask(() => window.room.state)) === "connected");
     await bob.flows(20_000);
   };
   await step("ada joins", async () => ada.connect(await token("ada"), options));
@@ -182,8 +182,8 @@ async function session(url, options) {
   };
   await step("the service mutes", () => mute("MICROPHONE"));
   await step("ada unmutes herself", () => ada.ask(() => window.room.localParticipant.setMicrophoneEnabled(true)));
-  await step("bob resumes", reconnects("signal-reconnect", "reconnected"));
-  await step("bob comes back", reconnects("full-reconnect", "reconnected"));
+  await step("bob resumes", reconnects("signal-reconnect"));
+  await step("bob comes back", reconnects("full-reconnect"));
   await step("ada is removed", async () => {
     await service.removeParticipant("compare", "ada");
     await until("ada is out", 10_000, async () => (await ada.ask(() => window.room.state)) === "disconnected");

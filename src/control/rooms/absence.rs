@@ -4,11 +4,9 @@
 use super::permissions::is_allowed;
 use super::quality::Scores;
 use super::{Dialogue, Down, Hearing, Participant, Rooms, joining::leave, mono};
-use crate::base::id::SessionId;
+use crate::base::id::{SessionId, TrackId};
 use crate::control::auth::Claims;
-use crate::control::tracks::kind_of;
 use crate::shard::mail::Command;
-use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use proto::leave_request::Action;
 use std::time::{Duration, Instant};
@@ -78,22 +76,16 @@ impl Rooms {
         p.info.state = proto::participant_info::State::Active as i32;
         p.info.disconnect_reason = 0;
         (p.signal_lost_at, p.silent, p.scores) = (Some(mono()), None, Scores::default());
-        let mut published = Vec::new();
-        for track in p.tracks.iter_mut().filter(|t| t.mid.is_some()) {
-            track.hearing = Hearing::Nobody;
-            published.push((track.id, kind_of(&track.info) == Kind::Video, track.is_silenced));
-        }
-        let (key, worker, room_id, info) = (p.session, p.worker, room.id, p.info.clone());
+        p.tracks.iter_mut().for_each(|t| t.hearing = Hearing::Nobody);
+        let published: Vec<TrackId> = p.tracks.iter().filter(|t| t.mid.is_some()).map(|t| t.id).collect();
+        let (key, worker, info) = (p.session, p.worker, p.info.clone());
         let sessions: Vec<SessionId> = p.sessions().collect();
         room.participants.push(p);
         for session in sessions {
             self.mail(worker, Command::StepIn { session });
         }
-        for (track, is_video, is_silenced) in published {
-            self.mail(worker, Command::Publish { room: room_id, session: key, track, is_video });
-            if is_silenced {
-                self.mail(worker, Command::Silence { track, is_silenced });
-            }
+        for track in published {
+            self.route_published(key, track);
         }
         self.spread(name);
         self.count();

@@ -2,7 +2,6 @@
 
 use super::{Down, Participant, Rooms, mono};
 use crate::base::id::SessionId;
-
 use crate::shard::mail::Command;
 use crate::wire::data_packet::{Delivery, SERVER_IDENTITIES};
 use livekit_protocol as proto;

@@ -150,11 +150,8 @@ impl Rooms {
             self.mail(*worker, Command::Unpublish { room: room_id, track: *track });
         }
         self.mail(worker, Command::Apply { session: key, plan: Box::new(plan) });
-        for (track, is_video) in &published {
-            self.mail(worker, Command::Publish { room: room_id, session: key, track: *track, is_video: *is_video });
-            if self.participant(key).is_some_and(|p| p.tracks.iter().any(|t| t.id == *track && t.is_silenced)) {
-                self.mail(worker, Command::Silence { track: *track, is_silenced: true });
-            }
+        for track in published {
+            self.route_published(key, track);
         }
         self.cannot_decode(key, refused);
         self.route_assigned(key);

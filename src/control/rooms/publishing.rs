@@ -1,10 +1,10 @@
 //! What participants publish, and what they say of themselves.
 
-use super::quality::Demand;
-use super::{Down, Hearing, Participant, Rooms, Track};
+use super::{Down, Participant, Rooms, Track};
 use crate::base::id::{SessionId, TrackId};
-use crate::control::tracks::{is_reserved, is_too_long, may_publish, track_info};
+use crate::control::tracks::{is_reserved, is_too_long, kind_of, may_publish, track_info};
 use crate::shard::mail::Command;
+use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use prost::Message as _;
 use proto::request_response::{Reason, Request};
@@ -43,15 +43,7 @@ impl Rooms {
             return self.respond(session, 0, reason, message, Request::AddTrack(request));
         }
         let info = track_info(&request, random);
-        p.tracks.push(Track {
-            id,
-            cid: request.cid.clone(),
-            info: info.clone(),
-            mid: None,
-            is_silenced: false,
-            hearing: Hearing::Nobody,
-            demand: Demand::default(),
-        });
+        p.tracks.push(Track::new(id, request.cid.clone(), info.clone()));
         self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: Some(info) }));
     }
 
@@ -147,6 +139,18 @@ impl Rooms {
             self.refresh_token(session);
         }
         true
+    }
+
+    /// The data plane may pass a track on; what comes of one that was muted by force is still dropped.
+    pub(super) fn route_published(&mut self, session: SessionId, track: TrackId) {
+        let Some(room) = self.room_of(session).map(|r| r.id) else { return };
+        let Some(p) = self.participant(session) else { return };
+        let Some(found) = p.tracks.iter().find(|t| t.id == track) else { return };
+        let (worker, is_video, is_silenced) = (p.worker, kind_of(&found.info) == Kind::Video, found.is_silenced);
+        self.mail(worker, Command::Publish { room, session, track, is_video });
+        if is_silenced {
+            self.mail(worker, Command::Silence { track, is_silenced });
+        }
     }
 
     // ---- what an offer changed ------------------------------------------------------------------------------------
