@@ -7,6 +7,7 @@
 //! This file has the values and what is said to whom; what is done to them stands in one file a subject below.
 
 mod absence;
+mod backup;
 mod data;
 mod joining;
 mod lifetime;
@@ -112,12 +113,20 @@ pub(super) struct Track {
     pub(super) is_silenced: bool,
     pub(super) hearing: Hearing,
     pub(super) demand: Demand,
+    /// It is the picture of the track before it that has the same sid, in a codec that more clients can decode.
+    pub(super) is_backup: bool,
 }
 
 impl Track {
     /// One that no offer carries yet.
     pub(super) fn new(id: TrackId, cid: String, info: proto::TrackInfo) -> Self {
-        Self { id, cid, info, mid: None, is_silenced: false, hearing: Hearing::Nobody, demand: Demand::default() }
+        let demand = Demand::of_all_layers();
+        Self { id, cid, info, mid: None, is_silenced: false, hearing: Hearing::Nobody, demand, is_backup: false }
+    }
+
+    /// The track of this sid is published.
+    pub(super) fn is_published_as(&self, sid: &str) -> bool {
+        self.info.sid == sid && self.mid.is_some() && !self.is_backup
     }
 }
 
@@ -141,6 +150,10 @@ pub(super) struct Subscription {
     pub(super) home: WorkerId,
     pub(super) kind: Kind,
     pub(super) codec: Option<Codec>,
+    /// What is taken instead by a client that has no such codec.
+    pub(super) backup: Option<backup::Backup>,
+    /// Its publisher sends it: a backup comes only once it is needed.
+    pub(super) is_published: bool,
     /// Its publisher allows redundancy.
     pub(super) redundancy: bool,
     pub(super) ssrc: Ssrc,
@@ -161,8 +174,8 @@ impl Subscription {
         self.enabled.then_some(self.layer_max)
     }
 
-    fn waits_for_section(&self) -> bool {
-        self.mid.is_none() && self.is_allowed
+    pub(super) fn waits_for_section(&self) -> bool {
+        self.mid.is_none() && self.is_allowed && self.is_published
     }
 }
 

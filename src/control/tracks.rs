@@ -16,23 +16,22 @@ use std::collections::HashMap;
 pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<TrackId>, Vec<TrackId>) {
     let sends = |s: &&Section| !s.is_rejected && s.kind != Kind::Application && s.direction.sends();
     let sending: Vec<&Section> = offer.sections.iter().filter(sends).collect();
-    let mut unpublished = Vec::new();
-    p.tracks.retain(|t| {
-        let goes_on = t.mid.as_ref().is_none_or(|mid| sending.iter().any(|s| s.mid == *mid));
-        if !goes_on {
-            unpublished.push(t.id);
-        }
-        goes_on
-    });
+    let is_carried = |t: &Track| t.mid.as_ref().is_none_or(|mid| sending.iter().any(|s| s.mid == *mid));
+    let gone: Vec<String> = p.tracks.iter().filter(|t| !t.is_backup && !is_carried(t)).map(|t| t.info.sid.clone()).collect();
+    let mut unpublished: Vec<TrackId> = p.tracks.extract_if(.., |t| gone.contains(&t.info.sid)).map(|t| t.id).collect();
+    for backup in p.tracks.iter_mut().filter(|t| !is_carried(t)) {
+        backup.rest();
+        unpublished.push(backup.id);
+    }
     let mut published = Vec::new();
     for section in sending {
         if p.tracks.iter().any(|t| t.mid.as_ref() == Some(&section.mid)) {
             continue;
         }
         let cid = section.msid.as_ref().map(|(_, track)| track.as_str());
-        let pending = |t: &&mut Track| t.mid.is_none() && kind_of(&t.info) == section.kind;
-        let by_cid = p.tracks.iter_mut().filter(pending).find(|t| Some(t.cid.as_str()) == cid).map(|t| t.id);
-        let by_kind = || p.tracks.iter().find(|t| t.mid.is_none() && kind_of(&t.info) == section.kind).map(|t| t.id);
+        let pending = |t: &&Track| t.mid.is_none() && kind_of(&t.info) == section.kind && !t.is_resting();
+        let by_cid = p.tracks.iter().filter(pending).find(|t| Some(t.cid.as_str()) == cid).map(|t| t.id);
+        let by_kind = || p.tracks.iter().find(pending).map(|t| t.id);
         let Some(id) = by_cid.or_else(by_kind) else { continue };
         if let Some(track) = p.tracks.iter_mut().find(|t| t.id == id) {
             track.mid = Some(section.mid.clone());
@@ -42,8 +41,9 @@ pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<T
             {
                 track.info.mime_type = format.format.codec.mime().into();
             }
-            for codec in &mut track.info.codecs {
-                codec.mid.clone_from(&section.mid);
+            let (sid, mime) = (track.info.sid.clone(), track.info.mime_type.clone());
+            for info in p.tracks.iter_mut().map(|t| &mut t.info).filter(|i| i.sid == sid) {
+                info.codecs.iter_mut().filter(|c| c.mime_type == mime).for_each(|c| c.mid.clone_from(&section.mid));
             }
             published.push(id);
         }
@@ -97,9 +97,17 @@ pub(super) fn publish_all(p: &mut Participant, offer: &Description, names: impl 
     }
 }
 
-/// Gives each subscription without a section a free one. Those that no section of the offer has a codec for are given up;
-/// their sids.
+/// Gives each subscription without a section a free one. Those that no section of the offer has a codec for take their
+/// backup or, without one, are given up; their sids.
 pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> Vec<String> {
+    let of_kind = |kind: Kind| offer.sections.iter().filter(move |s| s.kind == kind && !s.is_rejected && !s.formats.is_empty());
+    let has_codec = |section: &Section, codec: Codec| section.formats.iter().any(|f| f.format.codec == codec);
+    let is_hopeless = |s: &Subscription| {
+        let codec = s.codec.filter(|_| of_kind(s.kind).next().is_some());
+        codec.is_some_and(|codec| !of_kind(s.kind).any(|section| has_codec(section, codec)))
+    };
+    p.subscriptions.iter_mut().filter(|s| is_hopeless(s)).for_each(Subscription::fall_back);
+    let hopeless = p.subscriptions.extract_if(.., |s| is_hopeless(s)).map(|s| s.sid).collect();
     let is_slot = |s: &&Section| !s.is_rejected && s.direction.receives() && !s.direction.sends() && s.kind != Kind::Application;
     let slots: Vec<&Section> = offer.sections.iter().filter(is_slot).collect();
     for subscription in &mut p.subscriptions {
@@ -118,7 +126,7 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> 
         if p.subscriptions.iter().any(|s| s.mid.as_ref() == Some(&slot.mid)) {
             continue;
         }
-        let waits = |s: &Subscription| s.mid.is_none() && s.is_allowed && s.kind == slot.kind;
+        let waits = |s: &Subscription| s.waits_for_section() && s.kind == slot.kind;
         let fitting = p.subscriptions.iter().position(|s| waits(s) && can_carry(slot, s.codec));
         // A section that cannot carry it is given only when none that could is there.
         let is_last =
@@ -140,15 +148,7 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> 
             sections.free_described += u32::from(can_carry(slot, Some(Codec::Av1)));
         }
     }
-    let of_kind = |kind: Kind| offer.sections.iter().filter(move |s| s.kind == kind && !s.is_rejected && !s.formats.is_empty());
-    let has_codec = |section: &Section, codec: Codec| section.formats.iter().any(|f| f.format.codec == codec);
-    let is_hopeless = |s: &Subscription| {
-        let codec = s.codec.filter(|_| of_kind(s.kind).next().is_some());
-        codec.is_some_and(|codec| !of_kind(s.kind).any(|section| has_codec(section, codec)))
-    };
-    let (hopeless, others) = std::mem::take(&mut p.subscriptions).into_iter().partition(is_hopeless);
-    p.subscriptions = others;
-    hopeless.into_iter().map(|s: Subscription| s.sid).collect()
+    hopeless
 }
 
 /// AV1's layers cannot be put together without the dependency descriptor, and a browser's first, empty sections lack it.

@@ -224,6 +224,89 @@ test("the description of the HTTP endpoints is what they do (schemathesis)", { t
   assert.equal(code, 0, child.said.slice(-6000));
 });
 
+/** A browser that has no AV1: what it would offer and answer. */
+function withoutAv1() {
+  const section = (text) => {
+    const of = (pattern) => [...text.matchAll(pattern)].map(([, payloadType]) => payloadType);
+    const gone = of(/^a=rtpmap:(\d+) AV1\//gm);
+    for (const av1 of [...gone]) gone.push(...of(new RegExp(`^a=fmtp:(\\d+) apt=${av1}\r$`, "gm")));
+    const lines = text.split("\r\n").filter((line) => !gone.includes(line.match(/^a=(?:rtpmap|fmtp|rtcp-fb):(\d+) /)?.[1]));
+    const [media, port, proto, ...formats] = lines[0].split(" ");
+    const left = formats.filter((format) => !gone.includes(format));
+    if (left.length > 0 || formats.length === 0) return [`${media} ${port} ${proto} ${left.join(" ")}`, ...lines.slice(1)].join("\r\n");
+    // Nothing that it knows: the section is refused.
+    return [`${media} 0 ${proto} 0`, "c=IN IP4 0.0.0.0", lines.find((line) => line.startsWith("a=mid:")), "a=inactive", ""].join("\r\n");
+  };
+  const strip = ({ type, sdp }) => {
+    const [head, ...sections] = sdp.split(/(?=^m=)/m);
+    const kept = sections.map((text) => (text.startsWith("m=video") ? section(text) : text));
+    const bundled = kept.filter((text) => !/^m=\w+ 0 /.test(text)).map((text) => text.match(/^a=mid:(.*)\r$/m)[1]);
+    return { type, sdp: [head.replace(/^a=group:BUNDLE.*\r$/m, `a=group:BUNDLE ${bundled.join(" ")}\r`), ...kept].join("") };
+  };
+  for (const method of ["createOffer", "createAnswer"]) {
+    const native = RTCPeerConnection.prototype[method];
+    RTCPeerConnection.prototype[method] = async function (...args) {
+      return strip(await native.apply(this, args));
+    };
+  }
+}
+
+for (const [policy, bobWatches] of [["PREFER_REGRESSION", "video/VP8"], ["SIMULCAST", "video/AV1"]]) {
+  test(`a picture in AV1 for somebody who cannot decode it: the publisher's second codec (${policy})`, TEST, async () => {
+    const room = `codecs ${policy}`;
+    const [ada, bob] = [await SdkPage.open(browser, "livekit-client", "ada"), await SdkPage.open(browser, "livekit-client", "bob")];
+    await Promise.all([ada.connect(server.token(room, "ada")), bob.connect(server.token(room, "bob"))]);
+    await ada.ask((policy) => {
+      const backupCodecPolicy = window.LivekitClient.BackupCodecPolicy[policy];
+      return window.room.localParticipant.setCameraEnabled(true, undefined, { videoCodec: "av1", backupCodec: true, backupCodecPolicy });
+    }, policy);
+    const watches = async (page, codec, what) => {
+      const before = await page.watched();
+      const isNew = (now) => now.codec === codec && now.frames > (before.find((b) => b.id === now.id && b.codec === codec)?.frames ?? 0);
+      await until(what, 30_000, async () => (await page.watched()).some(isNew)).catch(async (error) => {
+        throw new Error(`${error.message}\n${JSON.stringify(await page.watched())}\n${[...ada.said.slice(-30), ...page.said.slice(-10)].join("\n")}\n${server.log.slice(-3000)}`);
+      });
+    };
+    await watches(bob, "video/AV1", "bob sees her in AV1");
+    const sid = await bob.ask(() => [...window.room.remoteParticipants.get("ada").videoTrackPublications.keys()][0]);
+    for (const [name, options] of [["old", {}], ["older", { singlePeerConnection: false }]]) {
+      const old = await SdkPage.open(browser, "livekit-client", name, { init: withoutAv1 });
+      await old.connect(server.token(room, name), options);
+      await watches(old, "video/VP8", `${name} sees her in VP8`);
+      assert.deepEqual(await old.ask(() => [...window.room.remoteParticipants.get("ada").videoTrackPublications.keys()]), [sid], "it is the same track");
+      await watches(bob, bobWatches, `bob sees her in ${bobWatches}`);
+      // Muted and unmuted, the second codec goes and comes too.
+      await ada.ask(() => window.room.localParticipant.setCameraEnabled(false));
+      await until(`${name} sees it muted`, 10_000, async () => (await old.events("trackMuted")).length > 0);
+      await ada.ask(() => window.room.localParticipant.setCameraEnabled(true));
+      await watches(old, "video/VP8", `${name} sees her again`);
+      await old.close();
+    }
+    const kinds = async () => (await bob.events("trackUnsubscribed")).length;
+    assert.equal(await kinds(), 0, "to bob's app it is one track all along");
+    await ada.ask(() => window.room.localParticipant.unpublishTrack([...window.room.localParticipant.videoTrackPublications.values()][0].track));
+    await until("it is gone", 10_000, async () => (await bob.ask(() => window.room.remoteParticipants.get("ada").trackPublications.size)) === 0);
+    await Promise.all([ada.close(), bob.close()]);
+  });
+}
+
+test("playout delay: pictures wait as long as the room says", TEST, async () => {
+  const service = startService(lab, server);
+  // Pictures wait in the browser: how long each on average, seconds.
+  const waits = async (room) => {
+    const [ada, bob] = [await SdkPage.open(browser, "livekit-client", "ada"), await SdkPage.open(browser, "livekit-client", "bob")];
+    await Promise.all([ada.connect(server.token(room, "ada")), bob.connect(server.token(room, "bob"))]);
+    await ada.ask(() => window.room.localParticipant.setCameraEnabled(true));
+    await until("bob has seen a hundred pictures", 30_000, async () => (await bob.watched()).some((v) => v.frames > 100));
+    const [{ delay }] = (await bob.watched()).filter((v) => v.frames > 100);
+    await Promise.all([ada.close(), bob.close()]);
+    return delay;
+  };
+  await service.createRoom({ name: "held back", minPlayoutDelay: 700, maxPlayoutDelay: 1_000 });
+  const [usual, heldBack] = [await waits("not held back"), await waits("held back")];
+  assert.ok(heldBack > 0.55 && heldBack < 1.2 && usual < 0.4, `${usual} s, held back ${heldBack} s`);
+});
+
 test("data tracks of the current SDK; calls by the room service to a page", TEST, async () => {
   const room = "tracks of data";
   const [ada, bob] = [await SdkPage.open(browser, "livekit-client", "ada"), await SdkPage.open(browser, "livekit-client", "bob")];

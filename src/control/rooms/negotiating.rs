@@ -154,8 +154,10 @@ impl Rooms {
             self.route_published(key, track);
         }
         self.cannot_decode(key, refused);
+        self.backups_needed(key);
         self.route_assigned(key);
         self.unpublished(key, &unpublished);
+        self.backups_published(key);
         Some(Answer { sdp, credentials })
     }
 
@@ -282,18 +284,14 @@ impl Rooms {
         let taken: Vec<TrackId> = plan.send.iter().map(|s| s.track).collect();
         let offered = |track: TrackId| uses.iter().any(|u| matches!(u, Use::Send { track: t, .. } if *t == track));
         // What it was offered and did not take it cannot decode.
-        let mut refused = Vec::new();
-        p.subscriptions.retain(|s| {
-            let stays = s.mid.is_none() || taken.contains(&s.track) || !offered(s.track);
-            if !stays {
-                refused.push(s.sid.clone());
-            }
-            stays
-        });
+        let is_refused = |s: &Subscription| s.mid.is_some() && offered(s.track) && !taken.contains(&s.track);
+        p.subscriptions.iter_mut().filter(|s| is_refused(s)).for_each(Subscription::fall_back);
+        let refused = p.subscriptions.extract_if(.., |s| is_refused(s)).map(|s| s.sid).collect();
         self.mail(worker, Command::Apply { session: ear, plan: Box::new(plan) });
         self.route_assigned(key);
         self.cannot_decode(key, refused);
-        if is_stale {
+        // A backup may be there already.
+        if self.backups_needed(key) || is_stale {
             self.offer_tracks(key);
         }
     }

@@ -1,6 +1,6 @@
 //! What participants publish, and what they say of themselves.
 
-use super::{Down, Participant, Rooms, Track};
+use super::{Down, Participant, Rooms, Track, backup};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{is_reserved, is_too_long, kind_of, may_publish, track_info};
 use crate::shard::mail::Command;
@@ -22,7 +22,7 @@ impl Rooms {
     /// `AddTrackRequest`: the track gets its sid; it is published once an offer carries it.
     pub fn add_track(&mut self, session: SessionId, request: proto::AddTrackRequest) {
         let tracks_max = self.around.tracks_per_participant;
-        let (id, random) = (TrackId(self.next_id()), self.secrets.id_chars(12));
+        let (id, backup, random) = (TrackId(self.next_id()), TrackId(self.next_id()), self.secrets.id_chars(12));
         let Some(p) = self.participant(session) else { return };
         let refusal = if !may_publish(p.info.permission.as_ref(), request.source) {
             Some((Reason::NotAllowed, "the token does not allow publishing this source"))
@@ -34,7 +34,9 @@ impl Rooms {
             Some((Reason::LimitExceeded, "a track's name and cid have at most 256 bytes"))
         } else if p.tracks.iter().any(|t| t.mid.is_none() && t.cid == request.cid) {
             Some((Reason::Queued, "this cid is being published already"))
-        } else if p.tracks.len() >= tracks_max {
+        } else if !request.sid.is_empty() && !p.tracks.iter().any(|t| t.is_backup && t.info.sid == request.sid) {
+            Some((Reason::NotFound, "there is no such track that has another codec"))
+        } else if request.sid.is_empty() && p.tracks.iter().filter(|t| !t.is_backup).count() >= tracks_max {
             Some((Reason::LimitExceeded, "limits.tracks_per_participant is reached"))
         } else {
             None
@@ -42,9 +44,15 @@ impl Rooms {
         if let Some((reason, message)) = refusal {
             return self.respond(session, 0, reason, message, Request::AddTrack(request));
         }
-        let info = track_info(&request, random);
-        p.tracks.push(Track::new(id, request.cid.clone(), info.clone()));
-        self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: Some(info) }));
+        let info = if request.sid.is_empty() {
+            let info = track_info(&request, random);
+            p.tracks.push(Track::new(id, request.cid.clone(), info.clone()));
+            p.tracks.extend(Track::backup(backup, &info));
+            Some(info)
+        } else {
+            backup::begin(&mut p.tracks, &request)
+        };
+        self.tell(session, Down::TrackPublished(proto::TrackPublishedResponse { cid: request.cid, track: info }));
     }
 
     pub fn mute(&mut self, session: SessionId, request: proto::MuteTrackRequest) {
@@ -57,15 +65,22 @@ impl Rooms {
     /// need not obey. `false` when there is no such track.
     pub(super) fn set_muted(&mut self, session: SessionId, sid: &str, is_muted: bool, by_force: bool) -> bool {
         let Some(p) = self.participant(session) else { return false };
-        let Some(track) = p.tracks.iter_mut().find(|t| t.info.sid == sid) else { return false };
-        track.info.muted = is_muted;
-        track.is_silenced = is_muted && (by_force || track.is_silenced);
-        let is_silenced = track.is_silenced;
-        let (id, worker) = (track.id, p.worker);
+        let worker = p.worker;
+        let mut silenced = Vec::new();
+        for track in p.tracks.iter_mut().filter(|t| t.info.sid == sid) {
+            track.info.muted = is_muted;
+            track.is_silenced = is_muted && (by_force || track.is_silenced);
+            silenced.push((track.id, track.is_silenced));
+        }
+        if silenced.is_empty() {
+            return false;
+        }
         let published = p.info.tracks.iter_mut().find(|t| t.sid == sid);
         let was_published = published.is_some();
         published.into_iter().for_each(|t| t.muted = is_muted);
-        self.mail(worker, Command::Silence { track: id, is_silenced });
+        for (track, is_silenced) in silenced {
+            self.mail(worker, Command::Silence { track, is_silenced });
+        }
         if was_published {
             self.announce(session, true);
         }
@@ -160,7 +175,7 @@ impl Rooms {
         let Some(name) = self.places.get(&session).cloned() else { return };
         let Some(p) = self.participant(session) else { return };
         let key = p.session;
-        let bound: Vec<proto::TrackInfo> = p.tracks.iter().filter(|t| t.mid.is_some()).map(|t| t.info.clone()).collect();
+        let bound: Vec<proto::TrackInfo> = p.tracks.iter().filter(|t| t.is_published_as(&t.info.sid)).map(|t| t.info.clone()).collect();
         if bound == p.info.tracks {
             return;
         }
@@ -205,13 +220,15 @@ impl Rooms {
         let Some(name) = self.places.get(&session).cloned() else { return };
         let Some(room) = self.rooms.get(&name).map(|r| r.id) else { return };
         let Some(p) = self.participant(session) else { return };
-        let Some(at) = p.tracks.iter().position(|t| t.info.sid == sid) else { return };
-        let id = p.tracks.remove(at).id;
-        for worker in self.workers_of(&name) {
-            self.mail(worker, Command::Unpublish { room, track: id });
+        let taken: Vec<TrackId> = p.tracks.extract_if(.., |t| t.info.sid == sid).map(|t| t.id).collect();
+        if taken.is_empty() {
+            return;
+        }
+        for (worker, track) in self.workers_of(&name).into_iter().flat_map(|w| taken.iter().map(move |t| (w, *t))) {
+            self.mail(worker, Command::Unpublish { room, track });
         }
         self.tell(session, Down::TrackUnpublished(proto::TrackUnpublishedResponse { track_sid: sid.to_owned() }));
-        self.unpublished(session, &[id]);
+        self.unpublished(session, &taken);
         self.publications_changed(session);
     }
 }

@@ -1,13 +1,13 @@
 //! How well participants are connected, and which layers of a picture anybody wants at all.
 
-use super::{Down, Participant, Rooms, mono};
+use super::{Down, Participant, Rooms, Subscription, Track, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::kind_of;
 use crate::session::quality::Sample;
 use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use proto::ConnectionQuality as Level;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 /// How long nobody must want a layer before its publisher may stop it.
@@ -37,39 +37,42 @@ pub(in crate::control) struct Demand {
     born: Option<Instant>,
 }
 
-impl Default for Demand {
-    /// Publishers begin with all layers.
-    fn default() -> Self {
+impl Demand {
+    /// Publishers begin with all layers,
+    pub(super) fn of_all_layers() -> Self {
         Self { told: Some(2), less_since: None, born: None }
     }
-}
 
-impl Demand {
-    /// What to tell when somebody wants this layer.
-    fn wanted(&mut self, now: Instant, layer: Option<u8>, info: &proto::TrackInfo) -> Option<proto::SubscribedQualityUpdate> {
+    /// and with none of a backup.
+    pub(super) fn of_none() -> Self {
+        Self { told: None, ..Self::of_all_layers() }
+    }
+
+    /// Somebody wants this layer. Whether the publisher is to be told.
+    fn wanted(&mut self, now: Instant, layer: Option<u8>) -> bool {
         self.born.get_or_insert(now);
         if layer > self.told {
             (self.told, self.less_since) = (layer, None);
-            return Some(quality_update(info, layer));
+            return true;
         }
         if layer == self.told {
             self.less_since = None;
         } else {
             self.less_since.get_or_insert(now);
         }
-        None
+        false
     }
 
-    /// What to tell when this is the best layer that anybody wants.
-    fn review(&mut self, now: Instant, best: Option<u8>, info: &proto::TrackInfo) -> Option<proto::SubscribedQualityUpdate> {
-        let more = self.wanted(now, best, info);
+    /// This is the best layer that anybody wants. Whether the publisher is to be told.
+    fn review(&mut self, now: Instant, best: Option<u8>) -> bool {
+        let is_more = self.wanted(now, best);
         let is_young = self.born.is_some_and(|born| now.duration_since(born) < FIRST_LOWER_AFTER);
         let patience = if is_young { FIRST_LOWER_AFTER } else { LOWER_AFTER };
-        if more.is_some() || self.less_since.is_none_or(|at| now.duration_since(at) < patience) {
-            return more;
+        if is_more || self.less_since.is_none_or(|at| now.duration_since(at) < patience) {
+            return is_more;
         }
         (self.told, self.less_since) = (best, None);
-        Some(quality_update(info, best))
+        true
     }
 }
 
@@ -172,7 +175,9 @@ impl Rooms {
         let now = mono();
         let Some(p) = self.participant(publisher) else { return };
         let Some(track) = p.tracks.iter_mut().find(|t| t.id == track && is_video(&t.info)) else { return };
-        if let Some(update) = track.demand.wanted(now, layer, &track.info) {
+        if track.demand.wanted(now, layer) {
+            let sid = track.info.sid.clone();
+            let update = quality_update(&p.tracks, &sid);
             self.tell(publisher, Down::SubscribedQualityUpdate(update));
         }
     }
@@ -180,8 +185,8 @@ impl Rooms {
     /// A client is back: what it was told of its layers may have been lost.
     pub(super) fn tell_layers(&mut self, session: SessionId) {
         let Some(p) = self.participant(session) else { return };
-        let videos = p.tracks.iter().filter(|t| t.mid.is_some() && is_video(&t.info));
-        let updates: Vec<_> = videos.map(|t| quality_update(&t.info, t.demand.told)).collect();
+        let videos = p.tracks.iter().filter(|t| t.is_published_as(&t.info.sid) && is_video(&t.info));
+        let updates: Vec<_> = videos.map(|t| quality_update(&p.tracks, &t.info.sid)).collect();
         for update in updates {
             self.tell(session, Down::SubscribedQualityUpdate(update));
         }
@@ -192,15 +197,17 @@ impl Rooms {
         let mut updates = Vec::new();
         for room in self.rooms.values_mut() {
             let mut best: HashMap<TrackId, u8> = HashMap::new();
-            for s in room.participants.iter().flat_map(|p| &p.subscriptions).filter(|s| s.is_routed && s.kind == Kind::Video) {
+            let wanted = |s: &&Subscription| s.kind == Kind::Video && (s.is_routed || !s.is_published);
+            for s in room.participants.iter().flat_map(|p| &p.subscriptions).filter(wanted) {
                 if let Some(layer) = s.layer_wanted() {
                     best.entry(s.track).and_modify(|b| *b = layer.max(*b)).or_insert(layer);
                 }
             }
             for p in &mut room.participants {
-                let videos = p.tracks.iter_mut().filter(|t| t.mid.is_some() && is_video(&t.info));
-                let told = videos.filter_map(|t| t.demand.review(now, best.get(&t.id).copied(), &t.info));
-                updates.extend(told.map(|update| (p.session, update)));
+                let videos = p.tracks.iter_mut().filter(|t| (t.mid.is_some() || t.is_backup) && is_video(&t.info));
+                let changed = videos.filter_map(|t| t.demand.review(now, best.get(&t.id).copied()).then(|| t.info.sid.clone()));
+                let changed: BTreeSet<String> = changed.collect();
+                updates.extend(changed.iter().map(|sid| (p.session, quality_update(&p.tracks, sid))));
             }
         }
         for (publisher, update) in updates {
@@ -218,16 +225,20 @@ fn info(p: &Participant) -> proto::ConnectionQualityInfo {
     proto::ConnectionQualityInfo { participant_sid: p.sid.clone(), quality, score: p.scores.score() }
 }
 
-/// What a publisher may stop sending: every layer above the best that is wanted.
+/// What a publisher may stop sending of a track: in each codec, every layer above the best that is wanted.
 #[allow(deprecated, reason = "clients of some age read the old field")]
-fn quality_update(track: &proto::TrackInfo, wanted: Option<u8>) -> proto::SubscribedQualityUpdate {
-    let qualities: Vec<proto::SubscribedQuality> =
-        (0..3u8).map(|q| proto::SubscribedQuality { quality: i32::from(q), enabled: wanted.is_some_and(|w| q <= w) }).collect();
-    let codec = track.mime_type.rsplit('/').next().unwrap_or_default().to_ascii_lowercase();
+fn quality_update(tracks: &[Track], sid: &str) -> proto::SubscribedQualityUpdate {
+    let is_enabled = |t: &Track, q: u8| t.demand.told.is_some_and(|wanted| q <= wanted);
+    let quality = |t: &Track, q: u8| proto::SubscribedQuality { quality: i32::from(q), enabled: is_enabled(t, q) };
+    let codec = |t: &Track| proto::SubscribedCodec {
+        codec: t.info.mime_type.rsplit('/').next().unwrap_or_default().to_ascii_lowercase(),
+        qualities: (0..3).map(|q| quality(t, q)).collect(),
+    };
+    let subscribed_codecs: Vec<_> = tracks.iter().filter(|t| t.info.sid == sid).map(codec).collect();
     proto::SubscribedQualityUpdate {
-        track_sid: track.sid.clone(),
-        subscribed_qualities: qualities.clone(),
-        subscribed_codecs: vec![proto::SubscribedCodec { codec, qualities }],
+        track_sid: sid.to_owned(),
+        subscribed_qualities: subscribed_codecs.first().map(|c| c.qualities.clone()).unwrap_or_default(),
+        subscribed_codecs,
     }
 }
 

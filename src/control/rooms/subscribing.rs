@@ -1,7 +1,7 @@
 //! Who wants which track, and in which size; the sections of a client's offer that they are carried in.
 
 use super::permissions::is_allowed;
-use super::{Dialogue, Down, Hearing, Rooms, Subscription, Track, mono};
+use super::{Dialogue, Down, Hearing, Rooms, Subscription, Track, backup, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, want, wanted_layer, wanted_temporal};
 use crate::room::layers::TEMPORAL_ALL;
@@ -38,8 +38,9 @@ impl Rooms {
         let sync_streams = room.sync_streams;
         let Some(me) = room.participants.iter().find(|p| p.session == session) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
-            let track = p.tracks.iter().find(|t| t.info.sid == track_sid && t.mid.is_some())?;
-            Some(Subscription {
+            let track = p.tracks.iter().find(|t| t.is_published_as(track_sid))?;
+            let backup = backup::of(&p.tracks, track_sid);
+            let mut subscription = Subscription {
                 track: track.id,
                 sid: track_sid.to_owned(),
                 publisher: p.session,
@@ -48,6 +49,8 @@ impl Rooms {
                 home: p.worker,
                 kind: kind_of(&track.info),
                 codec: codec_of(&track.info),
+                backup,
+                is_published: true,
                 redundancy: voice_of(&track.info).redundancy,
                 ssrc,
                 rtx,
@@ -57,12 +60,16 @@ impl Rooms {
                 enabled: true,
                 layer_max: 2,
                 temporal_max: TEMPORAL_ALL,
-            })
+            };
+            if backup.is_some_and(|b| b.replaces) {
+                subscription.fall_back();
+            }
+            Some(subscription)
         });
         let Some(subscription) = found else { return false };
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return false };
         let can_subscribe = p.info.permission.as_ref().is_some_and(|p| p.can_subscribe);
-        if !can_subscribe || p.subscriptions.iter().any(|s| s.track == subscription.track) {
+        if !can_subscribe || p.subscriptions.iter().any(|s| s.sid == subscription.sid) {
             return true;
         }
         let refused = (!subscription.is_allowed).then(|| proto::SubscriptionPermissionUpdate {
@@ -166,8 +173,13 @@ impl Rooms {
     pub fn track_settings(&mut self, session: SessionId, request: &proto::UpdateTrackSettings) {
         let Some(room) = self.room_of(session) else { return };
         let room_id = room.id;
-        let layers: HashMap<String, Vec<proto::VideoLayer>> =
-            room.participants.iter().flat_map(|p| &p.tracks).map(|t| (t.info.sid.clone(), layers_of(&t.info))).collect();
+        let layers: HashMap<String, Vec<proto::VideoLayer>> = room
+            .participants
+            .iter()
+            .flat_map(|p| &p.tracks)
+            .filter(|t| !t.is_backup)
+            .map(|t| (t.info.sid.clone(), layers_of(&t.info)))
+            .collect();
         let Some(p) = room.participants.iter_mut().find(|p| p.session == session) else { return };
         let (worker, ear) = (p.worker, p.ear());
         let mut wants = Vec::new();

@@ -473,3 +473,100 @@ fn who_dropped_out_does_not_come_back_when_removed_replaced_or_away_for_too_long
         assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", ada.signal.clone()), None);
     }
 }
+
+#[test]
+fn who_cannot_decode_a_picture_gets_its_other_codec_and_then_all_do() {
+    let rows = [(proto::BackupCodecPolicy::PreferRegression, true), (proto::BackupCodecPolicy::Simulcast, false)];
+    for (policy, replaces) in rows {
+        let mut lab = lab(|_| {});
+        let (mut ada, eve) = (lab.join("ada"), lab.join("eve"));
+        let codec = |codec: &str| proto::SimulcastCodec { codec: codec.into(), ..Default::default() };
+        let camera = proto::AddTrackRequest {
+            cid: "track".into(),
+            r#type: proto::TrackType::Video as i32,
+            simulcast_codecs: vec![codec("av1"), codec("vp8")],
+            backup_codec_policy: policy as i32,
+            ..Default::default()
+        };
+        lab.rooms.add_track(ada.session, camera);
+        let offer = |sdp: &str| proto::SessionDescription { r#type: "offer".into(), sdp: sdp.into(), ..Default::default() };
+        lab.rooms.offer(ada.session, &offer(OFFER));
+        let receives = OFFER.replace("a=sendonly", "a=recvonly").replace("a=sendrecv", "a=recvonly");
+        lab.rooms.offer(eve.session, &offer(&receives));
+        let sid = lab.info(&ada).tracks[0].sid.clone();
+        // The tracks that each is sent.
+        let sent = |commands: &[Command]| -> Vec<(SessionId, TrackId)> {
+            let of = |c: &Command| if let Command::Subscribe { session, track, .. } = c { Some((*session, *track)) } else { None };
+            commands.iter().filter_map(of).collect()
+        };
+        let primary = sent(&lab.commands())[0].1;
+        ada.told();
+
+        // One that has no AV1, and one whose answer says so.
+        let bob = lab.join("bob");
+        let poor = receives.lines().filter(|l| !l.contains("AV1") && !l.contains("fmtp:45")).fold(String::new(), |all, l| all + l + "\r\n");
+        lab.rooms.offer(bob.session, &offer(&poor));
+        let mut old = lab.try_join(claims("old"), true).expect("it joins");
+        let first = |told: Vec<Down>| told.into_iter().find_map(|m| if let Down::Offer(o) = m { Some(o) } else { None }).expect("an offer");
+        let ours = first(old.told());
+        let answer =
+            ours.sdp.replace("a=setup:actpass", "a=setup:active").replace("a=sendonly", "a=recvonly").replace("m=video 9", "m=video 0");
+        lab.rooms
+            .answered(old.session, &proto::SessionDescription { r#type: "answer".into(), sdp: answer, id: ours.id, ..Default::default() });
+        assert_eq!(sent(&lab.commands()), [], "it is not there yet");
+        let told = ada.told();
+        let wanted =
+            told.iter().find_map(|m| if let Down::SubscribedQualityUpdate(u) = m { Some(u) } else { None }).expect("it is asked for");
+        let codecs = wanted.subscribed_codecs.iter().map(|c| (c.codec.as_str(), c.qualities.iter().all(|q| q.enabled)));
+        assert_eq!(codecs.collect::<Vec<_>>(), [("av1", true), ("vp8", true)]);
+        assert_eq!(wanted.track_sid, sid);
+
+        let more = proto::AddTrackRequest { cid: "more".into(), sid: sid.clone(), r#type: 1, ..Default::default() };
+        let strange = proto::AddTrackRequest { sid: "TR_none".into(), cid: "strange".into(), r#type: 1, ..Default::default() };
+        lab.rooms.add_track(ada.session, more);
+        lab.rooms.add_track(ada.session, strange);
+        let told = ada.told();
+        assert!(
+            matches!(&told[0], Down::TrackPublished(p) if p.cid == "more" && p.track.as_ref().is_some_and(|t| t.sid == sid)),
+            "{told:?}"
+        );
+        assert!(matches!(&told[1], Down::RequestResponse(r) if r.reason == proto::request_response::Reason::NotFound as i32), "{told:?}");
+        let (head, media) = OFFER.split_at(OFFER.find("m=video").expect("a picture"));
+        let (video, rest) = media.split_at(media.find("m=application").expect("channels"));
+        let again = video.replace("a=mid:1", "a=mid:3").replace("stream track", "stream more");
+        let both = format!("{head}{video}{rest}{again}").replace("BUNDLE 0 1 2", "BUNDLE 0 1 2 3");
+        lab.rooms.offer(ada.session, &offer(&both));
+        assert_eq!(lab.info(&ada).tracks.len(), 1, "to the others it is one track");
+        lab.rooms.offer(bob.session, &offer(&poor));
+        let ours = first(old.told());
+        let answer = ours.sdp.replace("a=setup:actpass", "a=setup:active").replace("a=sendonly", "a=recvonly");
+        lab.rooms
+            .answered(old.session, &proto::SessionDescription { r#type: "answer".into(), sdp: answer, id: ours.id, ..Default::default() });
+        lab.rooms.offer(eve.session, &offer(&receives));
+        let commands = lab.commands();
+        let backup =
+            commands.iter().find_map(|c| if let Command::Publish { track, .. } = c { Some(*track) } else { None }).expect("published");
+        assert_ne!(backup, primary);
+        let second = lab
+            .rooms
+            .participant(old.session)
+            .and_then(|p| p.subscriber.as_ref())
+            .map(|s| s.transport.session)
+            .expect("a second transport");
+        let mut now: Vec<_> = sent(&commands);
+        now.sort_unstable_by_key(|(session, _)| session.0);
+        let mut want = vec![(bob.session, backup), (second, backup)];
+        want.extend(replaces.then_some((eve.session, backup)));
+        want.sort_unstable_by_key(|(session, _)| session.0);
+        assert_eq!(now, want);
+
+        // It is muted by force in both codecs, and taken in both.
+        lab.rooms.set_muted(ada.session, &sid, true, true);
+        assert_eq!(lab.commands().iter().filter(|c| matches!(c, Command::Silence { is_silenced: true, .. })).count(), 2);
+        lab.rooms.take_track(ada.session, &sid);
+        assert!(lab.info(&ada).tracks.is_empty());
+        let taken = lab.commands().iter().filter(|c| matches!(c, Command::Unpublish { .. })).count();
+        assert!(taken >= 2, "{taken}");
+        assert!(lab.rooms.participant(bob.session).is_some_and(|p| p.subscriptions.is_empty()));
+    }
+}

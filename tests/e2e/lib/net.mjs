@@ -92,6 +92,12 @@ export class Lab {
     this.in(far, "ip", "route", "add", "default", "via", "10.99.4.1");
   }
 
+  /** Lets only so much pass towards a place ("100kbit"); all, without a rate. */
+  narrow(place, rate) {
+    const shape = rate ? ["replace", "dev", place, "root", "tbf", "rate", rate, "burst", "4kb", "latency", "500ms"] : ["del", "dev", place, "root"];
+    this.in(this.names.router, "tc", "qdisc", ...shape);
+  }
+
   /** Runs a command in a namespace and returns what it prints. */
   in(name, ...command) {
     return run("ip", "netns", "exec", name, ...command);

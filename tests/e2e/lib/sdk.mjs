@@ -104,6 +104,17 @@ export class SdkPage {
     });
   }
 
+  /** The pictures that are received: codec, frames decoded, and how long each waited on average, seconds. */
+  watched() {
+    return this.ask(async () => {
+      const stats = await Promise.all(window.pcs.filter((pc) => pc.connectionState !== "closed").map((pc) => pc.getStats()));
+      return stats.flatMap((all) => {
+        const videos = [...all.values()].filter((row) => row.type === "inbound-rtp" && row.kind === "video");
+        return videos.map((v) => ({ id: v.id, codec: all.get(v.codecId)?.mimeType, frames: v.framesDecoded ?? 0, delay: v.jitterBufferDelay / v.jitterBufferEmittedCount }));
+      });
+    });
+  }
+
   /** Waits until pictures and sound flow: both grow within a tenth of a second or so. */
   async flows(withinMs) {
     let before = await this.received();

@@ -1,0 +1,153 @@
+//! The second codec of a picture (`simulcast_codecs`): for clients that cannot decode the one its publisher prefers.
+//!
+//! It has the sid of its track and a number of its own towards the data plane. It rests until somebody needs it; then its
+//! publisher is told that its layers are wanted (`SubscribedQualityUpdate`), asks for it by the sid of its track and offers it.
+//! Unless the publisher wants to send both (`BackupCodecPolicy::Simulcast`), all take it from then on: encoding twice is dear.
+
+use super::quality::Demand;
+use super::{Dialogue, Rooms, Subscription, Track};
+use crate::base::id::{SessionId, TrackId};
+use crate::control::tracks::{codec_of, kind_of};
+use crate::shard::mail::Command;
+use crate::wire::rtp::Codec;
+use crate::wire::sdp::Kind;
+use livekit_protocol as proto;
+
+/// What a subscription may take instead of its track.
+#[derive(Clone, Copy)]
+pub(in crate::control) struct Backup {
+    track: TrackId,
+    codec: Option<Codec>,
+    /// It is there.
+    is_published: bool,
+    /// It is there, and everybody is to take it.
+    pub(super) replaces: bool,
+}
+
+/// The backup of the track of this sid.
+pub(super) fn of(tracks: &[Track], sid: &str) -> Option<Backup> {
+    let found = tracks.iter().find(|t| t.is_backup && t.info.sid == sid)?;
+    let is_published = found.mid.is_some();
+    let replaces = is_published && found.info.backup_codec_policy != proto::BackupCodecPolicy::Simulcast as i32;
+    Some(Backup { track: found.id, codec: codec_of(&found.info), is_published, replaces })
+}
+
+/// A publisher is about to offer a backup: it is known by this cid from now on. What its track is like then.
+pub(super) fn begin(tracks: &mut [Track], request: &proto::AddTrackRequest) -> Option<proto::TrackInfo> {
+    let backup = tracks.iter_mut().find(|t| t.is_backup && t.info.sid == request.sid)?;
+    backup.cid.clone_from(&request.cid);
+    let mime = backup.info.mime_type.clone();
+    for info in tracks.iter_mut().map(|t| &mut t.info).filter(|i| i.sid == request.sid) {
+        for codec in info.codecs.iter_mut().filter(|c| c.mime_type == mime) {
+            codec.cid.clone_from(&request.cid);
+            if !request.layers.is_empty() {
+                codec.layers.clone_from(&request.layers);
+            }
+        }
+    }
+    tracks.iter().find(|t| t.info.sid == request.sid).map(|t| t.info.clone())
+}
+
+impl Track {
+    /// The second codec that a publisher has told of, if any.
+    pub(super) fn backup(id: TrackId, of: &proto::TrackInfo) -> Option<Self> {
+        let codec = of.codecs.get(1).filter(|_| kind_of(of) == Kind::Video)?;
+        let info = proto::TrackInfo { mime_type: codec.mime_type.clone(), codecs: vec![codec.clone()], ..of.clone() };
+        Some(Self { demand: Demand::of_none(), is_backup: true, ..Self::new(id, String::new(), info) })
+    }
+
+    /// A backup that its publisher has not been asked for, or has not offered yet.
+    pub(in crate::control) fn is_resting(&self) -> bool {
+        self.is_backup && self.cid.is_empty()
+    }
+
+    pub(in crate::control) fn rest(&mut self) {
+        self.mid = None;
+        self.cid.clear();
+    }
+}
+
+impl Subscription {
+    /// Takes the backup, if there is one, in a section that is still to be found.
+    pub(in crate::control) fn fall_back(&mut self) {
+        if let Some(backup) = self.backup.take() {
+            (self.track, self.codec, self.is_published) = (backup.track, backup.codec, backup.is_published);
+            (self.mid, self.is_routed) = (None, false);
+        }
+    }
+}
+
+impl Rooms {
+    /// Has publishers send the backups that a participant waits for. Whether one of them is there already.
+    pub(super) fn backups_needed(&mut self, session: SessionId) -> bool {
+        let Some(room) = self.room_of(session) else { return false };
+        let published: Vec<TrackId> =
+            room.participants.iter().flat_map(|p| &p.tracks).filter(|t| t.is_backup && t.mid.is_some()).map(|t| t.id).collect();
+        let Some(p) = self.participant(session) else { return false };
+        let mut wanted = Vec::new();
+        let mut is_there = false;
+        for s in p.subscriptions.iter_mut().filter(|s| !s.is_published) {
+            s.is_published = published.contains(&s.track);
+            is_there |= s.is_published;
+            wanted.push((s.publisher, s.track, s.layer_wanted()));
+        }
+        for (publisher, track, layer) in wanted {
+            self.layer_wanted(publisher, track, layer);
+        }
+        is_there
+    }
+
+    /// What a participant has offered brings its backups to those who wait for them, and to all others that are to take them.
+    pub(super) fn backups_published(&mut self, publisher: SessionId) {
+        let Some(p) = self.participant(publisher) else { return };
+        let backups: Vec<(String, Backup)> = p
+            .tracks
+            .iter()
+            .filter(|t| t.is_backup && t.mid.is_some())
+            .filter_map(|t| Some((t.info.sid.clone(), of(&p.tracks, &t.info.sid)?)))
+            .collect();
+        let Some(room) = self.room_of(publisher) else { return };
+        let (mut waited, mut replaced) = (Vec::new(), Vec::new());
+        for (sid, backup) in &backups {
+            for p in &mut room.participants {
+                let Some(s) = p.subscriptions.iter_mut().find(|s| s.sid == *sid) else { continue };
+                if s.track != backup.track && backup.replaces {
+                    replaced.push((p.session, s.track, *backup));
+                } else if s.track == backup.track && !s.is_published {
+                    s.is_published = true;
+                    waited.push(p.session);
+                }
+            }
+        }
+        for (session, track, backup) in replaced {
+            self.replace(session, track, backup);
+        }
+        for session in waited {
+            self.negotiate_hearing(session);
+        }
+    }
+
+    /// A participant takes the backup of a track from now on, where it had the track.
+    fn replace(&mut self, session: SessionId, track: TrackId, backup: Backup) {
+        let (ssrc, rtx) = self.ssrcs();
+        let Some(room) = self.room_of(session).map(|r| r.id) else { return };
+        let Some(p) = self.participant(session) else { return };
+        let (worker, ear, is_offered, is_player) = (p.worker, p.ear(), p.subscriber.is_some(), p.dialogue == Dialogue::OneShot);
+        let Some(s) = p.subscriptions.iter_mut().find(|s| s.track == track) else { return };
+        let mid = s.mid.take();
+        s.backup = Some(backup);
+        s.fall_back();
+        // A browser takes up a source that is new to it from its first packet; a player knows no other than its section's.
+        if !is_player {
+            (s.ssrc, s.rtx) = (ssrc, rtx);
+        }
+        let has_section = mid.is_some();
+        s.mid = mid.filter(|_| !is_offered);
+        self.mail(worker, Command::Unsubscribe { room, session: ear, track });
+        if has_section && !is_offered && !is_player {
+            self.sections_freed(session);
+        } else {
+            self.negotiate_hearing(session);
+        }
+    }
+}
