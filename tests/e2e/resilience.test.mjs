@@ -104,8 +104,9 @@ test("sound and picture stay together over a cable pulled for 30 s", { ...TEST, 
   await ada.flows(60_000);
   const after = await skews(ada);
   t.diagnostic(`sound later than picture: ${before.join(", ")} ms; after the cable ${after.join(", ")} ms`);
-  // What nobody notices (ITU-R BT.1359): 45 ms too early to 125 ms too late.
-  for (const value of [middle(before), middle(after)]) assert.ok(value > -45 && value < 125, `${before}; ${after}`);
+  // What is good enough (ITU-R BT.1359: 90 ms early to 185 ms late; the page's own ways of measuring are in it), and no change that anybody notices.
+  for (const value of [middle(before), middle(after)]) assert.ok(value > -90 && value < 185, `${before}; ${after}`);
+  assert.ok(Math.abs(middle(after) - middle(before)) < 45, `${before}; ${after}`);
   await hangUp();
 });
 
