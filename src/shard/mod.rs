@@ -444,7 +444,9 @@ impl Shard {
             Err(stun::Refused::UnknownMethod) => return Outcome::Drop(Counter::DropStunMethod),
             Err(stun::Refused::BadFingerprint) => return Outcome::Drop(Counter::DropFingerprint),
         };
-        let Some((ufrag, _)) = ice::usernames(&check) else { return Outcome::Drop(Counter::DropTurnOnMediaPort) };
+        // A minted TURN user name has a colon too.
+        let usernames = ice::usernames(&check).filter(|_| check.method == stun::Method::Binding);
+        let Some((ufrag, _)) = usernames else { return Outcome::Drop(Counter::DropTurnOnMediaPort) };
         let Some(id) = self.table.by_ufrag(ufrag) else {
             return match table::owner_of(ufrag, self.config.workers) {
                 Some(owner) if owner != self.config.worker && from.is_none() => {

@@ -330,10 +330,25 @@ fn rids(attributes: &[Attribute]) -> Vec<String> {
         let list = words.next().unwrap_or_default();
         if direction == "send" {
             let ids = list.split(';').filter_map(|alternatives| alternatives.split(',').next());
-            return ids.map(|id| id.trim_start_matches('~').to_owned()).filter(|id| !id.is_empty()).take(3).collect();
+            return lowest_first(ids.map(|id| id.trim_start_matches('~').to_owned()).filter(|id| !id.is_empty()).take(3).collect());
         }
     }
     Vec::new()
+}
+
+/// Names that senders give their encodings, lowest first: a quarter, a half and the full size; low, medium and high; and
+/// numbers, of which 0 is the full size (OBS).
+const LADDERS: [[&str; 3]; 5] = [["q", "h", "f"], ["l", "m", "h"], ["2", "1", "0"], ["lo", "mid", "hi"], ["low", "medium", "high"]];
+
+/// Encodings in the order of their layers. What their names do not tell, their order does: the first one is the most
+/// preferred (RFC 8853 §5.2).
+fn lowest_first(mut rids: Vec<String>) -> Vec<String> {
+    let rank = |ladder: &[&str; 3], rid: &String| ladder.iter().position(|step| step == rid);
+    match LADDERS.iter().find(|ladder| rids.iter().all(|rid| rank(ladder, rid).is_some())) {
+        Some(ladder) => rids.sort_by_key(|rid| rank(ladder, rid)),
+        None => rids.reverse(),
+    }
+    rids
 }
 
 #[cfg(test)]
@@ -341,6 +356,27 @@ mod tests {
     use super::*;
 
     const OFFER: &str = include_str!("../../tests/vectors/offer_chromium.sdp");
+
+    #[test]
+    fn layers_by_the_names_of_encodings_and_else_by_preference() {
+        let rows = [
+            ("q;h;f", "q;h;f"),
+            ("f;h;q", "q;h;f"),
+            ("q;h", "q;h"),
+            ("h;m;l", "l;m;h"),
+            ("0;1;2", "2;1;0"),
+            ("2;1;0", "2;1;0"),
+            ("0;1", "1;0"),
+            ("high;low", "low;high"),
+            ("big;middle;small", "small;middle;big"),
+            ("~q;h,x;f", "q;h;f"),
+            ("one", "one"),
+        ];
+        for (offered, want) in rows {
+            let attribute = Attribute { attribute: "simulcast".into(), value: Some(format!("send {offered}")) };
+            assert_eq!(rids(&[attribute]).join(";"), want, "{offered}");
+        }
+    }
 
     #[test]
     fn a_browsers_offer_is_read() {
