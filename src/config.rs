@@ -1,12 +1,17 @@
-//! The settings of a server: read, checked, complete. One TOML file; unknown keys and impossible values are refused with
-//! the place, what was found, what is accepted and what to do.
+//! The settings of a server: read, checked, complete. One TOML file, over which the environment comes; unknown keys and
+//! impossible values are refused with the place, what was found, what is accepted and what to do.
 
-use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+mod reading;
+
+pub use reading::{ConfigError, Place};
+
+use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     pub server: Server,
@@ -22,7 +27,9 @@ pub struct Config {
     pub log: Log,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+const SECTIONS: [&str; 10] = ["server", "network", "tls", "keys", "turn", "rooms", "limits", "webhooks", "admin", "log"];
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Server {
     /// Public name; the certificate and all URLs use it.
@@ -31,17 +38,27 @@ pub struct Server {
     pub workers: u8,
     /// Web origins whose pages may use the server, such as "https://app.example.eu"; empty is every one. Its own page always may.
     pub allowed_origins: Vec<String>,
+    /// How long calls may go on when the server is told to end, seconds.
+    pub drain_deadline_s: u32,
+    /// Where the running server leaves its process id, for `postern reload` and `postern drain`.
+    pub runtime_dir: PathBuf,
 }
 
 impl Default for Server {
     fn default() -> Self {
-        Self { domain: "localhost".into(), workers: 0, allowed_origins: Vec::new() }
+        Self {
+            domain: "localhost".into(),
+            workers: 0,
+            allowed_origins: Vec::new(),
+            drain_deadline_s: 30,
+            runtime_dir: "/run/postern".into(),
+        }
     }
 }
 
 /// An address that clients are told: an address of this host, or one that a NAT in front maps to it one to one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "not an IP address such as \"203.0.113.7\", nor { private = \"10.0.0.5\", public = \"203.0.113.7\" }")]
 pub enum PublicAddress {
     Own(IpAddr),
     Mapped { private: IpAddr, public: IpAddr },
@@ -55,7 +72,7 @@ impl PublicAddress {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Network {
     pub bind_addresses: Vec<IpAddr>,
@@ -82,7 +99,7 @@ impl Default for Network {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum TlsMode {
     Files,
@@ -90,7 +107,7 @@ pub enum TlsMode {
     SelfSigned,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     pub mode: TlsMode,
@@ -112,14 +129,14 @@ impl Default for Tls {
 }
 
 /// Whom the relay talks to.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(untagged)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(untagged, expecting = "neither \"sfu-only\", \"public\" or a list of networks such as [\"10.20.0.0/16\"]")]
 pub enum Peers {
     Named(String),
     Networks(Vec<String>),
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Turn {
     /// Empty is `server.domain`.
@@ -147,7 +164,7 @@ impl Default for Turn {
     }
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rooms {
     /// Rooms come into being with their first participant.
@@ -176,7 +193,7 @@ impl Default for Rooms {
 }
 
 /// Every maximum. Above it stands a named refusal, never growth.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Limits {
     /// Joins per second from one address, and how many at once.
@@ -215,7 +232,7 @@ impl Default for Limits {
 }
 
 /// Whom to tell what happens in rooms.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Webhooks {
     pub urls: Vec<String>,
@@ -223,7 +240,7 @@ pub struct Webhooks {
     pub api_key: String,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
     /// /metrics, /healthz, /readyz. Keep it on loopback.
@@ -236,14 +253,14 @@ impl Default for Admin {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     Text,
     Json,
 }
 
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Log {
     pub level: String,
@@ -265,22 +282,27 @@ pub struct Impossible {
     pub remedy: &'static str,
 }
 
-/// Why a config was refused.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum ConfigError {
-    /// The parser's words: line, column, the line itself, what was expected.
-    #[error("{0}")]
-    Syntax(String),
-    #[error("{0}")]
-    Impossible(Impossible),
+/// The settings of one section when nothing is said of them.
+fn defaults(section: &str) -> toml::Table {
+    let all = toml::Table::try_from(Config::default()).unwrap_or_default();
+    all.get(section).and_then(toml::Value::as_table).cloned().unwrap_or_default()
 }
 
 impl Config {
-    /// Reads and checks a TOML text.
-    pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let config: Config = toml::from_str(text).map_err(|e| ConfigError::Syntax(e.to_string()))?;
-        config.check().map_err(ConfigError::Impossible)?;
-        Ok(config)
+    /// The keys whose values differ, such as `turn.peers`.
+    pub fn changed(&self, other: &Self) -> Vec<String> {
+        let table = |config: &Self| toml::Table::try_from(config).unwrap_or_default();
+        let (ours, theirs) = (table(self), table(other));
+        let section = |of: &toml::Table, name: &str| of.get(name).and_then(toml::Value::as_table).cloned().unwrap_or_default();
+        let mut changed = Vec::new();
+        for name in SECTIONS {
+            let (before, after) = (section(&ours, name), section(&theirs, name));
+            let keys: HashSet<&String> = before.keys().chain(after.keys()).collect();
+            let differs = |key: &&&String| before.get(key.as_str()) != after.get(key.as_str());
+            changed.extend(keys.iter().filter(differs).map(|key| format!("{name}.{key}")));
+        }
+        changed.sort();
+        changed
     }
 
     pub fn realm(&self) -> &str {
@@ -329,6 +351,73 @@ impl Config {
         if self.network.turn_ports.contains(&self.network.media_udp_port) {
             let found = format!("{} is also network.media_udp_port", self.network.media_udp_port);
             return refuse("network.turn_ports", found, "use two ports: Chromium swallows media that comes from the port of a TURN URL");
+        }
+        let twice = |ports: &[u16]| ports.iter().enumerate().find(|(at, port)| ports[..*at].contains(port)).map(|(_, port)| *port);
+        for (key, ports) in [("network.edge_tcp_ports", &self.network.edge_tcp_ports), ("network.turn_ports", &self.network.turn_ports)] {
+            if let Some(port) = twice(ports) {
+                return refuse(key, format!("{port} stands there twice"), "name each port once");
+            }
+        }
+        if let Some(port) = self.network.turn_ports.iter().find(|port| **port == 0) {
+            return refuse("network.turn_ports", port.to_string(), "name ports from 1 to 65535, or none");
+        }
+        let is_no_address = |ip: IpAddr| ip.is_unspecified() || ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST);
+        if let Some(bad) = self.network.public_addresses.iter().find(|a| is_no_address(a.public())) {
+            let remedy = "name an address that clients can send to, or leave the list empty for those of the interfaces";
+            return refuse("network.public_addresses", format!("{} is nobody's address", bad.public()), remedy);
+        }
+        if let Some(PublicAddress::Mapped { private, public }) = self
+            .network
+            .public_addresses
+            .iter()
+            .find(|a| matches!(a, PublicAddress::Mapped { private, public } if private.is_ipv4() != public.is_ipv4()))
+        {
+            let found = format!("{private} and {public} are of two families");
+            return refuse("network.public_addresses", found, "map IPv4 to IPv4, and IPv6 to IPv6");
+        }
+        let network_list = match &self.turn.peers {
+            Peers::Networks(networks) => networks.as_slice(),
+            Peers::Named(_) => &[],
+        };
+        for (key, networks) in [
+            ("network.trusted_proxies", self.network.trusted_proxies.as_slice()),
+            ("turn.peers", network_list),
+            ("turn.denied_peers", self.turn.denied_peers.as_slice()),
+        ] {
+            if let Some(bad) = networks.iter().find(|n| n.parse::<IpNet>().is_err()) {
+                return refuse(
+                    key,
+                    format!("{bad:?} is no network"),
+                    "write an address and the length of its prefix, such as \"10.20.0.0/16\"",
+                );
+            }
+        }
+        let admin = self.admin.listen;
+        let is_ours = |port: &u16| *port == admin.port();
+        if self.network.edge_tcp_ports.iter().chain(&self.network.turn_ports).any(is_ours) {
+            return refuse(
+                "admin.listen",
+                format!("port {} is also one that clients use", admin.port()),
+                "name another port, such as 7881",
+            );
+        }
+        let limits = &self.limits;
+        for (key, value) in [
+            ("limits.joins_per_second_per_address", limits.joins_per_second_per_address as usize),
+            ("limits.joins_per_second_per_identity", limits.joins_per_second_per_identity as usize),
+            ("limits.message_bytes", limits.message_bytes),
+            ("limits.join_request_bytes", limits.join_request_bytes),
+            ("limits.tracks_per_participant", limits.tracks_per_participant),
+            ("limits.connections_per_worker", limits.connections_per_worker),
+            ("limits.half_open_per_address", limits.half_open_per_address),
+            ("limits.packet_buffers_per_worker", limits.packet_buffers_per_worker),
+            ("limits.packet_store_bytes", limits.packet_store_bytes),
+            ("rooms.participants_max", self.rooms.participants_max as usize),
+            ("rooms.streams_together", self.rooms.streams_together),
+        ] {
+            if value == 0 {
+                return refuse(key, "0 would let nothing pass".into(), "leave it out for its default (config.example.toml has them all)");
+            }
         }
         if !self.network.trusted_proxies.is_empty() {
             return refuse(
@@ -381,15 +470,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_named() {
+    fn what_cannot_be_is_named() {
         let rows = [
-            ("[server]\ndomian = \"x\"", "domian"),
-            ("[network]\nmedia_udp_port = 70000", "line 2"),
-            ("[keys]\na = \"b\"\na = \"c\"", "duplicate key"),
-            ("", "keys: no API key; run `postern keys`"),
-            ("keys = { a = \"b\" }\n[network]\nturn_ports = [443]", "network.turn_ports: 443 is also network.media_udp_port"),
             ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
             ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "tls.mode"),
+            ("keys = { a = \"b\" }\n[network]\nturn_ports = [0]", "network.turn_ports: 0"),
+            ("keys = { a = \"b\" }\n[network]\nturn_ports = [5, 5]", "network.turn_ports: 5 stands there twice"),
+            ("keys = { a = \"b\" }\n[network]\npublic_addresses = [\"0.0.0.0\"]", "network.public_addresses: 0.0.0.0 is nobody's"),
+            ("keys = { a = \"b\" }\n[network]\npublic_addresses = [{ private = \"::1\", public = \"192.0.2.1\" }]", "of two families"),
+            ("keys = { a = \"b\" }\n[turn]\ndenied_peers = [\"10.0.0.0\"]", "turn.denied_peers: \"10.0.0.0\" is no network"),
+            ("keys = { a = \"b\" }\n[admin]\nlisten = \"127.0.0.1:443\"", "admin.listen: port 443 is also"),
+            ("keys = { a = \"b\" }\n[limits]\nmessage_bytes = 0", "limits.message_bytes: 0 would let nothing pass"),
+            ("keys = { a = \"\" }", "keys: key \"a\" or its secret is empty"),
             ("keys = { a = \"b\" }\n[turn]\nrelay_ports = [9, 8]", "turn.relay_ports: [9, 8]"),
             ("keys = { a = \"b\" }\n[server]\nallowed_origins = [\"app.example.eu/\"]", "server.allowed_origins: \"app.example.eu/\""),
             ("keys = { a = \"b\" }\n[webhooks]\nurls = [\"app.example.eu\"]", "webhooks.urls: \"app.example.eu\""),
@@ -401,6 +493,14 @@ mod tests {
             let error = Config::parse(text).expect_err(text).to_string();
             assert!(error.contains(want), "{text:?} gave {error:?}");
         }
+    }
+
+    #[test]
+    fn what_has_changed_is_named_and_nothing_else() {
+        let before = Config::parse("keys = { a = \"b\" }").expect("well-formed");
+        let after = Config::parse("keys = { a = \"c\", d = \"e\" }\n[log]\nlevel = \"debug\"").expect("well-formed");
+        assert_eq!(before.changed(&after), ["keys.a", "keys.d", "log.level"]);
+        assert!(before.changed(&before.clone()).is_empty());
     }
 
     #[test]

@@ -35,7 +35,13 @@ pub struct Args {
 
 pub fn execute(args: &Args) -> Result<(), String> {
     let mut config = Config {
-        server: Server { domain: "localhost".into(), workers: args.workers, ..Server::default() },
+        server: Server {
+            domain: "localhost".into(),
+            workers: args.workers,
+            drain_deadline_s: 0,
+            runtime_dir: state_dir(),
+            ..Server::default()
+        },
         network: Network {
             bind_addresses: vec![args.bind],
             edge_tcp_ports: vec![args.edge_port],
@@ -50,7 +56,7 @@ pub fn execute(args: &Args) -> Result<(), String> {
         ..Config::default()
     };
     config.log.level.clone_from(&args.log_level);
-    run::serve(&config, Extras { plain_http: Some(SocketAddr::new(args.bind, args.port)), is_dev: true })
+    run::serve(&config, Extras { plain_http: Some(SocketAddr::new(args.bind, args.port)), is_dev: true, config_file: None })
 }
 
 /// Where the development authority lives: XDG's place for state, else below the home directory.

@@ -1,8 +1,13 @@
 //! Floor 6: one command a file.
 
+mod addresses;
 pub mod dev;
+pub mod drain;
+mod host;
 pub mod keys;
+pub mod reload;
 pub mod run;
+mod runtime_dir;
 pub mod token;
 
 use clap::{Parser, Subcommand};
@@ -21,6 +26,10 @@ enum Command {
     Run(run::Args),
     /// The server without a config: self-signed, key "devkey", secret "secret", demo page.
     Dev(dev::Args),
+    /// Have the running server read its config again.
+    Reload(reload::Args),
+    /// Have the running server end once its calls have.
+    Drain(drain::Args),
     /// Mint a join token.
     Token(token::Args),
     /// Make an API key and secret.
@@ -33,6 +42,8 @@ impl Cli {
         match self.command {
             Command::Run(args) => run::execute(&args),
             Command::Dev(args) => dev::execute(&args),
+            Command::Reload(args) => reload::execute(&args),
+            Command::Drain(args) => drain::execute(&args),
             Command::Token(args) => token::execute(&args),
             Command::Keys => keys::execute(),
         }

@@ -1,38 +1,50 @@
-//! `postern run`: everything put together. Workers first, then the control plane; SIGTERM or SIGINT ends it cleanly.
+//! `postern run`: everything put together. Workers first, then the control plane. SIGHUP reads the config again; SIGTERM,
+//! SIGINT and SIGUSR1 let calls end first, and the second of them does not wait.
 
+use super::addresses::{Layout, advertised, candidates, names};
+use super::host;
+use super::runtime_dir::RuntimeDir;
+use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
-use postern::config::{Config, LogFormat, PublicAddress};
+use postern::config::{Config, LogFormat, TlsMode};
 use postern::control::auth::Keys;
-use postern::control::lifecycle::{Lifecycle, Phase};
+use postern::control::lifecycle::{Lifecycle, Phase, Watch};
 use postern::control::limits::Rate;
 use postern::control::metrics::{Gauges, Metrics};
+use postern::control::reload::{Running, SetLevel};
 use postern::control::rooms::{Ports, Rooms, Surroundings};
-use postern::control::signal::Front;
+use postern::control::signal::{Front, Policy};
 use postern::control::{self, certs, door, webhook};
 use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
 use postern::engine::turn::TurnConfig;
 use postern::engine::turn_auth::Secrets;
 use postern::io::clock::Clock;
-use postern::io::{self, Inbox, ListenerRole, Visitor, WorkerSetup};
-use postern::session::negotiate::Candidates;
+use postern::io::{self, Inbox, Visitor, WorkerSetup};
 use postern::shard::counters::Counters;
 use postern::shard::mail::Report;
-use postern::shard::{PortRole, Shard, ShardConfig};
-use std::net::{IpAddr, SocketAddr};
+use postern::shard::{Shard, ShardConfig};
+use std::io::IsTerminal;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Visitors that wait for the control plane.
 const VISITORS: usize = 1024;
 /// How long goodbyes may take at the end.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 const CONTROL_THREADS: usize = 2;
+/// The exit status when a worker is lost (EX_SOFTWARE): service managers start the server anew.
+const EXIT_WORKER_LOST: i32 = 70;
 /// HTTP connections served at a time; one more is closed at once.
 const HTTP_CONNECTIONS: usize = 8192;
 
@@ -41,37 +53,73 @@ pub struct Args {
     /// The TOML file.
     #[arg(long, default_value = "/etc/postern/postern.toml")]
     config: PathBuf,
+    /// Look at the config and the certificate, and do not start.
+    #[arg(long)]
+    check: bool,
 }
 
 /// What `postern dev` adds.
 #[derive(Default)]
 pub struct Extras {
+    /// The file that a reload reads; without one only the certificate is read again.
+    pub config_file: Option<PathBuf>,
     pub plain_http: Option<SocketAddr>,
     pub is_dev: bool,
 }
 
 pub fn execute(args: &Args) -> Result<(), String> {
-    serve(&read_config(&args.config)?, Extras::default())
+    let config = read_config(&args.config)?;
+    if args.check {
+        return check(&args.config, &config);
+    }
+    serve(&config, Extras { config_file: Some(args.config.clone()), ..Extras::default() })
+}
+
+/// Says what is wrong, or that nothing is.
+#[allow(clippy::disallowed_methods, reason = "certificates are compared with this machine's clock")]
+fn check(path: &Path, config: &Config) -> Result<(), String> {
+    if config.tls.mode == TlsMode::Files {
+        let found = certs::load(&config.tls, &[])?.findings(&config.server.domain, SystemTime::now());
+        found.warnings.iter().for_each(|warning| println!("warning: {warning}"));
+        if !found.problems.is_empty() {
+            return Err(found.problems.join("\n"));
+        }
+    }
+    println!("{} is fine", path.display());
+    Ok(())
 }
 
 pub fn read_config(path: &Path) -> Result<Config, String> {
-    let text = std::fs::read_to_string(path).map_err(|e| format!("cannot read {}: {e}", path.display()))?;
-    Config::parse(&text).map_err(|e| format!("{}: {e}", path.display()))
+    let text = std::fs::read_to_string(path).map_err(|e| {
+        format!("cannot read {}: {e}; name the file by --config (config.example.toml shows what stands in one)", path.display())
+    })?;
+    let environment: Vec<(String, String)> =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?))).collect();
+    Config::read(&text, &environment).map_err(|e| format!("{}: {e}", path.display()))
 }
 
-fn start_log(config: &Config) {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(format!("warn,postern={}", config.log.level)));
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+/// Starts logging; what sets its level later. `RUST_LOG` beats the config for as long as the process lives.
+fn start_log(config: &Config) -> SetLevel {
+    let of = |level: &str| EnvFilter::new(format!("warn,postern={level}"));
+    let from_environment = EnvFilter::try_from_default_env().ok();
+    let is_fixed = from_environment.is_some();
+    let (filter, handle) = tracing_subscriber::reload::Layer::new(from_environment.unwrap_or_else(|| of(&config.log.level)));
+    let registry = tracing_subscriber::registry().with(filter);
+    let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
-        LogFormat::Text => builder.with_target(false).init(),
-        LogFormat::Json => builder.json().init(),
+        LogFormat::Text => registry.with(layer.with_target(false)).init(),
+        LogFormat::Json => registry.with(layer.json()).init(),
     }
+    Box::new(move |level| {
+        if !is_fixed && let Err(error) = handle.reload(of(level)) {
+            tracing::warn!(%error, "the log's level stays as it is");
+        }
+    })
 }
 
 /// Runs the server until it is told to stop.
 pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
-    start_log(config);
+    let set_level = start_log(config);
     rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| "TLS provider is set twice")?;
     let addresses = advertised(config)?;
     let layout = Layout::of(config);
@@ -79,8 +127,10 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         0 => std::thread::available_parallelism().map_or(1, usize::from).min(255),
         n => usize::from(n),
     };
+    host::look(config, workers);
     let sockets = io::bind(workers, &layout.udp_addresses(), &layout.tcp)?;
-    let certificates = certs::load(&config.tls, &names(config, &addresses))?;
+    let certificate_names = names(config, &addresses);
+    let certificates = Arc::new(certs::load(&config.tls, &certificate_names)?);
     let identity = Identity::generate()?;
     let keys = Keys::new(&config.keys);
     let secrets = Secrets::new(config.realm(), &keys.master(), &config.turn.shared_secrets, &config.turn.users);
@@ -123,9 +173,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in)?;
 
     let gauges = Arc::new(Gauges::default());
-    let signing_key = if config.webhooks.api_key.is_empty() { config.keys.keys().next() } else { Some(&config.webhooks.api_key) };
-    let signing_key = signing_key.cloned().unwrap_or_default();
-    let (events, deliverer) = webhook::start(&config.webhooks.urls, &signing_key, &keys, &gauges)?;
+    let (events, deliverer) = webhook::start(&config.webhooks.urls, &config.webhooks.api_key, &keys, &gauges)?;
     let mail_to = inboxes.clone();
     let rooms = Rooms::new(Surroundings {
         workers: workers as u8,
@@ -149,20 +197,30 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         rooms: Mutex::new(rooms),
         keys: keys.clone(),
         host: (!extras.is_dev).then(|| config.server.domain.clone()),
-        origins: config.server.allowed_origins.clone(),
-        message_max: config.limits.message_bytes,
-        join_request_max: config.limits.join_request_bytes,
+        policy: ArcSwap::from_pointee(Policy::of(config)),
         by_address: Rate::new(config.limits.joins_per_second_per_address),
         by_identity: Rate::new(config.limits.joins_per_second_per_identity),
     });
-    let plane = Plane { deliverer, config, extras, certificates, front, keys, metrics: Metrics::new(counters, gauges) };
+    let running = Running {
+        front: Arc::clone(&front),
+        keys: keys.clone(),
+        certificates: Arc::clone(&certificates),
+        names: certificate_names,
+        set_level,
+        config: Mutex::new(config.clone()),
+    };
+    running.report_certificate(&config.server.domain);
+    let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
+    let _announced = runtime_dir.announce();
+    let metrics = Metrics::new(counters, gauges);
+    let plane = Plane { config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
         .build()
         .map_err(|e| format!("control runtime: {e}"))?;
-    let outcome = runtime.block_on(plane.run(visitors, reports));
+    let outcome = runtime.block_on(plane.run(metrics, deliverer, visitors, reports));
     for inbox in &inboxes {
         inbox.stop();
     }
@@ -209,7 +267,7 @@ fn start_workers(
                 Ok(outcome) => outcome,
                 Err(_) => {
                     tracing::error!(worker = at, "a worker panicked; the process ends");
-                    std::process::exit(70);
+                    std::process::exit(EXIT_WORKER_LOST);
                 }
             }
         };
@@ -222,28 +280,35 @@ fn start_workers(
 struct Plane<'a> {
     config: &'a Config,
     extras: Extras,
-    certificates: certs::Certificates,
+    certificates: Arc<certs::Certificates>,
     front: Arc<Front>,
     keys: Keys,
-    metrics: Metrics,
-    deliverer: Option<webhook::Deliverer>,
+    running: Running,
+    runtime_dir: RuntimeDir,
+    inboxes: Vec<Arc<Inbox>>,
 }
 
 impl Plane<'_> {
-    async fn run(self, mut visitors: mpsc::Receiver<door::Visitor>, mut reports: mpsc::UnboundedReceiver<Report>) -> Result<(), String> {
+    async fn run(
+        self,
+        metrics: Metrics,
+        deliverer: Option<webhook::Deliverer>,
+        mut visitors: mpsc::Receiver<door::Visitor>,
+        mut reports: mpsc::UnboundedReceiver<Report>,
+    ) -> Result<(), String> {
         let lifecycle = Lifecycle::default();
         let edge = self.config.network.edge_tcp_ports[0];
         let secure = control::router(Arc::clone(&self.front), self.extras.is_dev.then(|| self.keys.clone()));
         let plain = control::redirect_router(edge);
-        let admin = control::admin::router(self.metrics, lifecycle.clone());
+        let admin = control::admin::router(metrics, lifecycle.clone());
         let admin_listener = listener("admin.listen", self.config.admin.listen).await?;
         let http_listener = match self.extras.plain_http {
             Some(address) => Some(listener("--port", address).await?),
             None => None,
         };
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
-        let telling = self.deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
-        if let Some(listener) = http_listener {
+        let telling = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
+        let plain_http = http_listener.map(|listener| {
             let router = secure.clone();
             tokio::spawn(async move {
                 loop {
@@ -251,14 +316,16 @@ impl Plane<'_> {
                     let Ok((tcp, remote)) = listener.accept().await else { continue };
                     tokio::spawn(door::serve_plain(tcp, remote, router.clone()));
                 }
-            });
-        }
-        let mut terminate = signal(SignalKind::terminate()).map_err(|e| format!("SIGTERM: {e}"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(|e| format!("SIGINT: {e}"))?;
+            })
+        });
+        let mut signals = Signals::new()?;
         lifecycle.enter(Phase::Ready);
         greet(self.config, &self.extras, &self.certificates);
         let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        let mut watch = Watch::default();
+        // Until when calls may go on, once the server was told to end.
+        let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
                 Some(visitor) = visitors.recv() => {
@@ -271,132 +338,124 @@ impl Plane<'_> {
                     }
                 }
                 Some(report) = reports.recv() => self.front.rooms().report(report),
-                _ = tick.tick() => self.front.rooms().tick(),
-                _ = terminate.recv() => break,
-                _ = interrupt.recv() => break,
+                now = tick.tick() => {
+                    self.front.rooms().tick();
+                    self.running.follow_files();
+                    self.look_after_workers(&mut watch, &lifecycle);
+                    if let Some(deadline) = deadline
+                        && (self.front.rooms().send_on_idle() == 0 || now.into_std() >= deadline)
+                    {
+                        break;
+                    }
+                }
+                wish = signals.next() => match wish {
+                    Wish::Reload => {
+                        lifecycle.reloading();
+                        self.reload();
+                        lifecycle.enter(lifecycle.phase());
+                    }
+                    Wish::End if deadline.is_some() => {
+                        tracing::warn!("told a second time: the end, at once");
+                        std::process::exit(0);
+                    }
+                    Wish::End | Wish::Drain => {
+                        let asked = if wish == Wish::Drain { self.runtime_dir.drain_within() } else { None };
+                        let within = asked.unwrap_or(Duration::from_secs(self.running.drain_deadline_s().into()));
+                        deadline = Some(tokio::time::Instant::now().into_std() + within);
+                        lifecycle.enter(Phase::Draining);
+                        self.front.rooms().drain();
+                        let left = self.front.rooms().send_on_idle();
+                        tracing::info!(participants = left, within_s = within.as_secs(), "draining: no room is opened, calls may go on");
+                        if left == 0 || within.is_zero() {
+                            break;
+                        }
+                    }
+                },
             }
         }
         tracing::info!("stopping: everybody is told to come back");
         lifecycle.enter(Phase::Stopping);
+        if let Some(listening) = plain_http {
+            listening.abort();
+        }
         self.front.rooms().close_all();
         if let Some(telling) = telling {
             let _ = tokio::time::timeout(GOODBYE_WITHIN, telling).await;
         }
+        let front = self.front;
+        drop((secure, self.running));
         // The goodbyes are in the clients' queues; their connections close once they are written.
         let _ = tokio::time::timeout(GOODBYE_WITHIN, async {
-            while Arc::strong_count(&self.front) > 2 {
+            while Arc::strong_count(&front) > 1 {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         })
         .await;
         Ok(())
     }
+
+    /// Reads the config again and says what became of it; what does not fit changes nothing.
+    fn reload(&self) {
+        let read = match &self.extras.config_file {
+            Some(file) => read_config(file),
+            None => Ok(self.config.clone()),
+        };
+        let outcome = match read {
+            Ok(config) => self.running.reload(&config).to_string(),
+            Err(error) => format!("failed, all stays as it was: {error}\n"),
+        };
+        for line in outcome.lines() {
+            tracing::info!("reload: {line}");
+        }
+        self.runtime_dir.tell_reloaded(&outcome);
+    }
+
+    /// A worker that is stuck takes its clients with it: the process ends, so that the service manager starts it anew.
+    fn look_after_workers(&self, watch: &mut Watch, lifecycle: &Lifecycle) {
+        match watch.look(self.inboxes.iter().map(|inbox| inbox.turns_begun())) {
+            None => lifecycle.alive(),
+            Some(worker) => {
+                tracing::error!(worker, "a worker is stuck; the process ends");
+                std::process::exit(EXIT_WORKER_LOST);
+            }
+        }
+    }
+}
+
+/// What a signal asks for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wish {
+    Reload,
+    /// As soon as `server.drain_deadline_s` allows, or at once when it was asked for before.
+    End,
+    /// By `postern drain`, which may say by when.
+    Drain,
+}
+
+struct Signals([(Signal, Wish); 4]);
+
+impl Signals {
+    fn new() -> Result<Self, String> {
+        let of = |kind: SignalKind, wish| Ok::<_, String>((signal(kind).map_err(|e| format!("signals: {e}"))?, wish));
+        Ok(Self([
+            of(SignalKind::hangup(), Wish::Reload)?,
+            of(SignalKind::terminate(), Wish::End)?,
+            of(SignalKind::interrupt(), Wish::End)?,
+            of(SignalKind::user_defined1(), Wish::Drain)?,
+        ]))
+    }
+
+    async fn next(&mut self) -> Wish {
+        std::future::poll_fn(|cx| {
+            let found = self.0.iter_mut().find_map(|(signal, wish)| signal.poll_recv(cx).is_ready().then_some(*wish));
+            found.map_or(Poll::Pending, Poll::Ready)
+        })
+        .await
+    }
 }
 
 async fn listener(key: &str, address: SocketAddr) -> Result<TcpListener, String> {
     TcpListener::bind(address).await.map_err(|e| format!("{key}: cannot listen on {address}: {e}"))
-}
-
-/// Which UDP sockets and TCP listeners every worker has, in the order of `SocketId`.
-struct Layout {
-    udp: Vec<(SocketAddr, PortRole)>,
-    tcp: Vec<(SocketAddr, ListenerRole)>,
-}
-
-impl Layout {
-    fn of(config: &Config) -> Self {
-        let network = &config.network;
-        let (mut udp, mut tcp) = (Vec::new(), Vec::new());
-        for ip in network.bind_addresses.iter().filter(|ip| is_available(**ip)) {
-            udp.push((SocketAddr::new(*ip, network.media_udp_port), PortRole::Media));
-            udp.extend(network.turn_ports.iter().map(|port| (SocketAddr::new(*ip, *port), PortRole::Turn)));
-            tcp.extend(network.edge_tcp_ports.iter().map(|port| (SocketAddr::new(*ip, *port), ListenerRole::Edge)));
-            let turn_only = network.turn_ports.iter().filter(|port| !network.edge_tcp_ports.contains(port));
-            tcp.extend(turn_only.map(|port| (SocketAddr::new(*ip, *port), ListenerRole::Turn)));
-        }
-        Self { udp, tcp }
-    }
-
-    fn udp_addresses(&self) -> Vec<SocketAddr> {
-        self.udp.iter().map(|(address, _)| *address).collect()
-    }
-}
-
-/// A host without IPv6 has no `::` to bind; every other address must be there.
-fn is_available(ip: IpAddr) -> bool {
-    let is_wildcard_v6 = ip.is_ipv6() && ip.is_unspecified();
-    !is_wildcard_v6 || std::net::UdpSocket::bind((ip, 0)).is_ok()
-}
-
-/// Addresses that clients are told: configured ones, else those of the bound interfaces.
-fn advertised(config: &Config) -> Result<Vec<IpAddr>, String> {
-    let configured: Vec<IpAddr> = config.network.public_addresses.iter().map(|a: &PublicAddress| a.public()).collect();
-    let addresses = if configured.is_empty() { interface_addresses(&config.network.bind_addresses)? } else { configured };
-    if addresses.iter().all(is_private) && !config.network.bind_addresses.iter().all(IpAddr::is_loopback) {
-        tracing::warn!(
-            ?addresses,
-            "only private addresses are advertised: clients elsewhere will not reach media; set network.public_addresses"
-        );
-    }
-    let media = config.network.media_udp_port;
-    if media < 1024 && addresses.iter().any(is_private) {
-        tracing::warn!(
-            media_udp_port = media,
-            "Chromium refuses media candidates below port 1024 on private addresses: set network.media_udp_port to one from 1024 on, such as 7443"
-        );
-    }
-    Ok(addresses)
-}
-
-fn interface_addresses(bind: &[IpAddr]) -> Result<Vec<IpAddr>, String> {
-    let fixed: Vec<IpAddr> = bind.iter().copied().filter(|ip| !ip.is_unspecified()).collect();
-    let (v4, v6) = (bind.iter().any(|ip| ip.is_unspecified() && ip.is_ipv4()), bind.iter().any(|ip| ip.is_unspecified() && ip.is_ipv6()));
-    let interfaces = nix::ifaddrs::getifaddrs().map_err(|e| format!("network interfaces: {e}"))?;
-    let mut found: Vec<IpAddr> = interfaces
-        .filter_map(|i| {
-            let address = i.address?;
-            let v4_address = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
-            v4_address.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
-        })
-        .filter(|ip| match ip {
-            IpAddr::V4(ip) => v4 && !ip.is_loopback() && !ip.is_link_local(),
-            IpAddr::V6(ip) => v6 && !ip.is_loopback() && ip.segments()[0] & 0xFFC0 != 0xFE80,
-        })
-        .collect();
-    found.extend(fixed);
-    if found.is_empty() {
-        // A machine without a network still serves itself.
-        found.extend(
-            bind.iter().map(|ip| if ip.is_ipv4() { IpAddr::from([127, 0, 0, 1]) } else { IpAddr::from(std::net::Ipv6Addr::LOCALHOST) }),
-        );
-    }
-    found.sort_by_key(|ip| (ip.is_ipv6(), is_private(ip)));
-    found.dedup();
-    Ok(found)
-}
-
-fn is_private(ip: &IpAddr) -> bool {
-    match ip {
-        IpAddr::V4(ip) => ip.is_private() || ip.is_loopback() || ip.is_link_local(),
-        IpAddr::V6(ip) => ip.is_loopback() || ip.segments()[0] & 0xFE00 == 0xFC00,
-    }
-}
-
-fn candidates(config: &Config, addresses: &[IpAddr]) -> Candidates {
-    let at = |port: u16| addresses.iter().map(move |ip| SocketAddr::new(*ip, port));
-    Candidates {
-        udp: at(config.network.media_udp_port).collect(),
-        tcp: config.network.edge_tcp_ports.iter().flat_map(|port| at(*port)).collect(),
-    }
-}
-
-/// Names that a self-signed certificate is good for.
-fn names(config: &Config, addresses: &[IpAddr]) -> Vec<String> {
-    let mut names = vec![config.server.domain.clone(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
-    names.extend(addresses.iter().map(IpAddr::to_string));
-    names.sort();
-    names.dedup();
-    names
 }
 
 fn greet(config: &Config, extras: &Extras, certificates: &certs::Certificates) {

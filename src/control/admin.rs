@@ -31,6 +31,7 @@ async fn ready(State(admin): State<Admin>) -> (StatusCode, &'static str) {
     match admin.lifecycle.phase() {
         Phase::Ready => (StatusCode::OK, "ready\n"),
         Phase::Booting => (StatusCode::SERVICE_UNAVAILABLE, "booting\n"),
+        Phase::Draining => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
         Phase::Stopping => (StatusCode::SERVICE_UNAVAILABLE, "stopping\n"),
     }
 }

@@ -1,11 +1,13 @@
 //! Tokens: JWT HS256, the API key in `iss` selects the secret, the claims are LiveKit's video grants.
 
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use livekit_protocol as proto;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// Allowed difference of clocks, seconds.
 const LEEWAY_S: u64 = 60;
@@ -82,9 +84,9 @@ pub enum Denied {
     Malformed,
     #[error("unknown API key: {0}")]
     UnknownKey(String),
-    #[error("the token has expired")]
+    #[error("the token has expired (or a clock is wrong: the server's, or that of whoever made it)")]
     Expired,
-    #[error("the token is not valid yet")]
+    #[error("the token is not valid yet (or a clock is wrong: the server's, or that of whoever made it)")]
     NotYetValid,
     #[error("the token's signature does not fit its API key")]
     BadSignature,
@@ -119,18 +121,29 @@ impl Denied {
     }
 }
 
-/// API keys and their secrets.
+/// API keys and their secrets; the same ones for everybody who has a clone, also when they are replaced.
 #[derive(Clone)]
-pub struct Keys(BTreeMap<String, String>);
+pub struct Keys(Arc<ArcSwap<BTreeMap<String, String>>>);
 
 impl Keys {
     pub fn new(keys: &BTreeMap<String, String>) -> Self {
-        Self(keys.clone())
+        Self(Arc::new(ArcSwap::from_pointee(keys.clone())))
+    }
+
+    /// From now on these.
+    pub fn replace(&self, keys: &BTreeMap<String, String>) {
+        self.0.store(Arc::new(keys.clone()));
+    }
+
+    /// The first key, which signs where none is named.
+    pub fn first(&self) -> Option<String> {
+        self.0.load().keys().next().cloned()
     }
 
     /// One secret for everything that this deployment signs for itself, made from all its keys.
     pub fn master(&self) -> [u8; 32] {
-        let all: Vec<&[u8]> = self.0.iter().flat_map(|(k, s)| [k.as_bytes(), &[0], s.as_bytes(), &[0]]).collect();
+        let keys = self.0.load();
+        let all: Vec<&[u8]> = keys.iter().flat_map(|(k, s)| [k.as_bytes(), &[0], s.as_bytes(), &[0]]).collect();
         crate::crypto::hmac_sha256(b"postern master v1", &all)
     }
 
@@ -146,7 +159,8 @@ impl Keys {
         let payload = token.split('.').nth(1).ok_or(Denied::Malformed)?;
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Denied::Malformed)?;
         let Issuer { iss } = serde_json::from_slice(&payload).map_err(|_| Denied::Malformed)?;
-        let secret = self.0.get(&iss).ok_or_else(|| Denied::UnknownKey(iss.chars().take(64).collect()))?;
+        let keys = self.0.load();
+        let secret = keys.get(&iss).ok_or_else(|| Denied::UnknownKey(iss.chars().take(64).collect()))?;
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY_S;
         validation.validate_nbf = true;
@@ -181,7 +195,8 @@ impl Keys {
 
     /// Signs claims with the key that `iss` names; `None` when there is no such key.
     pub fn sign(&self, claims: &Claims) -> Option<String> {
-        let secret = self.0.get(&claims.iss)?;
+        let keys = self.0.load();
+        let secret = keys.get(&claims.iss)?;
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(secret.as_bytes())).ok()
     }
 }

@@ -1,13 +1,22 @@
-//! Certificates: from files, or signed by an authority of our own that is kept between runs.
+//! Certificates: from files, or signed by an authority of our own that is kept between runs. They change under a running
+//! server without touching a connection: whoever comes next is shown the new one.
+
+mod authority;
+mod inspect;
+
+pub use inspect::Findings;
 
 use crate::config::{Tls, TlsMode};
-use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
 
 /// TLS for both kinds of work behind one port.
 pub struct Certificates {
@@ -17,91 +26,117 @@ pub struct Certificates {
     pub http: Arc<ServerConfig>,
     /// The authority that clients must trust, when it is our own.
     pub authority: Option<PathBuf>,
+    shown: Arc<Shown>,
+    /// When the files were written that it came from.
+    written: Mutex<Written>,
 }
 
-/// Loads or makes the certificate for `names`.
+/// The certificate that the next client is shown.
+#[derive(Debug)]
+struct Shown(ArcSwap<CertifiedKey>);
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(self.0.load_full())
+    }
+}
+
+/// A chain, its key, and the authority behind it when that is our own.
+struct Loaded {
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+    authority: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Written {
+    cert: Option<SystemTime>,
+    key: Option<SystemTime>,
+}
+
+impl Written {
+    fn of(tls: &Tls) -> Self {
+        let written = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+        match tls.mode {
+            TlsMode::Files => Self { cert: written(&tls.cert_file), key: written(&tls.key_file) },
+            TlsMode::SelfSigned | TlsMode::Acme => Self::default(),
+        }
+    }
+}
+
+/// Loads or makes the certificate for `names`, the first of which is the server's own.
 pub fn load(tls: &Tls, names: &[String]) -> Result<Certificates, String> {
-    let (chain, key, authority) = match tls.mode {
-        TlsMode::Files => {
-            let (chain, key) = from_files(&tls.cert_file, &tls.key_file)?;
-            (chain, key, None)
-        }
-        TlsMode::SelfSigned => {
-            let (chain, key, authority) = self_signed(&tls.state_dir, names)?;
-            (chain, key, Some(authority))
-        }
-        TlsMode::Acme => return Err("tls.mode = \"acme\" is not in this version; use \"files\" or \"self-signed\"".into()),
+    let written = Written::of(tls);
+    let loaded = obtain(tls, names)?;
+    let authority = loaded.authority.clone();
+    let shown = Arc::new(Shown(ArcSwap::from(certified(loaded)?)));
+    let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
+    let config = |alpn: &[&[u8]]| {
+        let resolver: Arc<dyn ResolvesServerCert> = Arc::<Shown>::clone(&shown);
+        let mut config = ServerConfig::builder().with_no_client_auth().with_cert_resolver(resolver);
+        config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
+        // Early data stays off: TURN requests must not be replayable.
+        config.ticketer = Arc::clone(&ticketer);
+        Arc::new(config)
     };
-    let media = server_config(chain.clone(), key.clone_key(), &[])?;
-    let http = server_config(chain, key, &[b"h2", b"http/1.1"])?;
-    Ok(Certificates { media, http, authority })
+    let (media, http) = (config(&[]), config(&[b"h2", b"http/1.1"]));
+    Ok(Certificates { media, http, authority, shown, written: Mutex::new(written) })
 }
 
-type Loaded = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+impl Certificates {
+    /// Takes what stands in the files now; whether it is another certificate. On an error the old one stays.
+    pub fn reload(&self, tls: &Tls, names: &[String]) -> Result<bool, String> {
+        if tls.mode != TlsMode::Files {
+            return Ok(false);
+        }
+        let written = Written::of(tls);
+        let outcome = obtain(tls, names).and_then(certified).map(|key| self.shown.0.swap(Arc::clone(&key)).cert != key.cert);
+        // What is wrong is said once, and looked at again when it is written anew.
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
+        outcome
+    }
+
+    /// Whether the files were written since they were read.
+    pub fn have_changed(&self, tls: &Tls) -> bool {
+        *self.written.lock().unwrap_or_else(PoisonError::into_inner) != Written::of(tls)
+    }
+
+    /// What an administrator should know of the certificate that is shown.
+    pub fn findings(&self, domain: &str, now: SystemTime) -> Findings {
+        inspect::look(&self.shown.0.load().cert, domain, now)
+    }
+}
+
+fn obtain(tls: &Tls, names: &[String]) -> Result<Loaded, String> {
+    match tls.mode {
+        TlsMode::Files => from_files(&tls.cert_file, &tls.key_file),
+        TlsMode::SelfSigned => authority::sign(&tls.state_dir, names),
+        TlsMode::Acme => Err("tls.mode = \"acme\" is not in this version; use \"files\" or \"self-signed\"".into()),
+    }
+}
 
 fn from_files(cert_file: &Path, key_file: &Path) -> Result<Loaded, String> {
-    let read = |key: &str, path: &Path| fs::read(path).map_err(|e| format!("{key}: cannot read {}: {e}", path.display()));
+    let read = |key: &str, path: &Path| {
+        let remedy = "; check the path, and that the server's user may read it (tls.mode = \"self-signed\" needs no file)";
+        fs::read(path).map_err(|e| format!("{key}: cannot read {}: {e}{remedy}", path.display()))
+    };
     let pem = read("tls.cert_file", cert_file)?;
     let chain: Vec<_> = CertificateDer::pem_slice_iter(&pem)
         .collect::<Result<_, _>>()
         .map_err(|e| format!("tls.cert_file: {} is no PEM file: {e}", cert_file.display()))?;
     if chain.is_empty() {
-        return Err(format!("tls.cert_file: {} holds no certificate", cert_file.display()));
+        return Err(format!("tls.cert_file: {} holds no certificate; give the PEM file with the whole chain", cert_file.display()));
     }
     let key = PrivateKeyDer::from_pem_slice(&read("tls.key_file", key_file)?)
         .map_err(|e| format!("tls.key_file: {} holds no private key: {e}", key_file.display()))?;
-    Ok((chain, key))
+    Ok(Loaded { chain, key, authority: None })
 }
 
-fn server_config(chain: Vec<CertificateDer<'static>>, key: PrivateKeyDer<'static>, alpn: &[&[u8]]) -> Result<Arc<ServerConfig>, String> {
-    let mut config = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|e| format!("the certificate and its key do not fit together: {e}"))?;
-    config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-    // Early data stays off: TURN requests must not be replayable.
-    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
-    Ok(Arc::new(config))
-}
-
-/// A leaf for `names`, made at each start, under an authority that is made once.
-fn self_signed(state_dir: &Path, names: &[String]) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>, PathBuf), String> {
-    let failed = |e: rcgen::Error| format!("self-signed certificate: {e}");
-    let (cert_path, key_path) = (state_dir.join("ca.pem"), state_dir.join("ca.key"));
-    let (ca_pem, ca_key) = match (fs::read_to_string(&cert_path), fs::read_to_string(&key_path)) {
-        (Ok(cert), Ok(key)) => {
-            (cert, KeyPair::from_pem(&key).map_err(|e| format!("{}: {e}; delete it to make a new authority", key_path.display()))?)
-        }
-        _ => {
-            let key = KeyPair::generate().map_err(failed)?;
-            let mut params = CertificateParams::default();
-            params.distinguished_name.push(DnType::CommonName, "Postern development authority");
-            params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-            params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-            let cert = params.self_signed(&key).map_err(failed)?.pem();
-            fs::create_dir_all(state_dir).map_err(|e| format!("tls.state_dir: cannot make {}: {e}", state_dir.display()))?;
-            write(&cert_path, &cert, 0o644)?;
-            write(&key_path, &key.serialize_pem(), 0o600)?;
-            (cert, key)
-        }
-    };
-    let issuer = Issuer::from_ca_cert_pem(&ca_pem, ca_key)
-        .map_err(|e| format!("{}: {e}; delete it to make a new authority", cert_path.display()))?;
-    let key = KeyPair::generate().map_err(failed)?;
-    let mut params = CertificateParams::new(names.to_vec()).map_err(failed)?;
-    params.distinguished_name.push(DnType::CommonName, names.first().map_or("postern", String::as_str));
-    params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
-    let leaf = params.signed_by(&key, &issuer).map_err(failed)?;
-    let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| format!("{}: {e}", cert_path.display()))?;
-    let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| format!("self-signed certificate: {e}"))?;
-    Ok((vec![leaf.der().clone(), ca], key, cert_path))
-}
-
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), String> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
-    file.and_then(|mut f| f.write_all(text.as_bytes())).map_err(|e| format!("cannot write {}: {e}", path.display()))
+fn certified(loaded: Loaded) -> Result<Arc<CertifiedKey>, String> {
+    let provider = rustls::crypto::aws_lc_rs::default_provider();
+    let certified = CertifiedKey::from_der(loaded.chain, loaded.key, &provider);
+    let certified = certified.map_err(|e| format!("tls.key_file does not belong to tls.cert_file: {e}; give both of one order"))?;
+    Ok(Arc::new(certified))
 }
 
 #[cfg(test)]
@@ -115,8 +150,11 @@ mod tests {
         let names = ["localhost".to_owned(), "127.0.0.1".to_owned()];
         let first = load(&tls, &names).expect("made").authority.expect("our own");
         let kept = fs::read(&first).expect("written");
-        load(&tls, &names).expect("loaded");
+        let again = load(&tls, &names).expect("loaded");
         assert_eq!(fs::read(&first).expect("still there"), kept);
+        #[allow(clippy::disallowed_methods, reason = "a test at the rim")]
+        let now = SystemTime::now();
+        assert_eq!(again.findings("localhost", now).problems, Vec::<String>::new());
         fs::write(dir.join("ca.key"), "rubbish").expect("written");
         let error = load(&tls, &names).map(|_| ()).expect_err("rubbish");
         assert!(error.contains("delete it"), "{error}");
@@ -128,5 +166,34 @@ mod tests {
         let missing = Tls { cert_file: "/nonexistent.pem".into(), ..Tls::default() };
         let error = load(&missing, &[]).map(|_| ()).expect_err("missing");
         assert!(error.contains("tls.cert_file") && error.contains("/nonexistent.pem"), "{error}");
+    }
+
+    #[test]
+    fn what_is_written_anew_is_shown_and_what_is_wrong_is_not() {
+        let dir = std::env::temp_dir().join(format!("postern-swap-{}", std::process::id()));
+        fs::create_dir_all(&dir).expect("made");
+        let tls = Tls { cert_file: dir.join("chain.pem"), key_file: dir.join("key.pem"), ..Tls::default() };
+        let write = |names: &[&str]| {
+            let key = rcgen::KeyPair::generate().expect("a key");
+            let names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            let cert = rcgen::CertificateParams::new(names).and_then(|p| p.self_signed(&key)).expect("a certificate");
+            fs::write(&tls.cert_file, cert.pem()).expect("written");
+            fs::write(&tls.key_file, key.serialize_pem()).expect("written");
+            cert.der().clone()
+        };
+        let first = write(&["a.example"]);
+        let certificates = load(&tls, &[]).expect("loaded");
+        let shown = || certificates.shown.0.load().cert[0].clone();
+        assert_eq!(shown(), first);
+        let second = write(&["b.example"]);
+        assert_eq!(certificates.reload(&tls, &[]), Ok(true));
+        assert_eq!(certificates.reload(&tls, &[]), Ok(false), "the same again");
+        assert_eq!(shown(), second);
+        assert!(!certificates.have_changed(&tls));
+        fs::write(&tls.key_file, rcgen::KeyPair::generate().expect("a key").serialize_pem()).expect("written");
+        let error = certificates.reload(&tls, &[]).expect_err("another key");
+        assert!(error.contains("tls.key_file does not belong to tls.cert_file"), "{error}");
+        assert_eq!(shown(), second, "the old one stays");
+        fs::remove_dir_all(dir).expect("removed");
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,16 +11,22 @@ const ASKERS_MAX: usize = 65_536;
 
 /// A token bucket for each asker: so many requests a second, as many at once.
 pub struct Rate<Asker> {
-    rate: f64,
+    per_second: AtomicU32,
     buckets: Mutex<HashMap<Asker, (f64, Instant)>>,
 }
 
 impl<Asker: Eq + Hash> Rate<Asker> {
     pub fn new(per_second: u32) -> Self {
-        Self { rate: f64::from(per_second), buckets: Mutex::default() }
+        Self { per_second: AtomicU32::new(per_second), buckets: Mutex::default() }
+    }
+
+    /// From now on so many.
+    pub fn set(&self, per_second: u32) {
+        self.per_second.store(per_second, Relaxed);
     }
 
     pub fn admits(&self, now: Instant, asker: Asker) -> bool {
+        let rate = f64::from(self.per_second.load(Relaxed));
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         if buckets.len() >= ASKERS_MAX {
             // Whoever has asked nothing for a second has a full bucket, and is as good as unknown.
@@ -28,8 +35,8 @@ impl<Asker: Eq + Hash> Rate<Asker> {
                 return false;
             }
         }
-        let (tokens, at) = buckets.entry(asker).or_insert((self.rate, now));
-        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * self.rate).min(self.rate);
+        let (tokens, at) = buckets.entry(asker).or_insert((rate, now));
+        *tokens = (*tokens + now.duration_since(*at).as_secs_f64() * rate).min(rate);
         *at = now;
         let admitted = *tokens >= 1.0;
         if admitted {

@@ -8,6 +8,7 @@ pub mod door;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
+pub mod reload;
 pub mod rooms;
 pub mod service;
 pub mod signal;

@@ -93,6 +93,8 @@ pub enum JoinError {
     RoomMissing,
     #[error("the room is full")]
     RoomFull,
+    #[error("this server is about to stop and opens no room; try again soon, or another one")]
+    Draining,
     #[error("the token does not allow this: WHIP needs canPublish or canPublishSources, WHEP canSubscribe")]
     NotAllowed,
     #[error("this token was revoked: the participant was removed from the room")]
@@ -307,6 +309,8 @@ pub struct Rooms {
     made: u64,
     secrets: SecretRng,
     rpcs: data::Rpcs,
+    /// The server is about to stop: no room is opened any more.
+    is_draining: bool,
 }
 
 #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
@@ -321,7 +325,21 @@ fn mono() -> Instant {
 
 impl Rooms {
     pub fn new(around: Surroundings) -> Self {
-        Self { around, rooms: BTreeMap::new(), places: HashMap::new(), made: 0, secrets: SecretRng::system(), rpcs: data::Rpcs::default() }
+        Self {
+            around,
+            rooms: BTreeMap::new(),
+            places: HashMap::new(),
+            made: 0,
+            secrets: SecretRng::system(),
+            rpcs: data::Rpcs::default(),
+            is_draining: false,
+        }
+    }
+
+    /// The config was read again: what comes from now on is treated so.
+    pub fn reconfigure(&mut self, rooms: &crate::config::Rooms, tracks_per_participant: usize) {
+        self.around.rooms.clone_from(rooms);
+        self.around.tracks_per_participant = tracks_per_participant;
     }
 
     fn next_id(&mut self) -> u64 {

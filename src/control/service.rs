@@ -70,6 +70,7 @@ impl Refused {
                 Failure::ResourceExhausted(_) => ("resource_exhausted", StatusCode::TOO_MANY_REQUESTS),
                 Failure::Unimplemented(_) => ("unimplemented", StatusCode::NOT_IMPLEMENTED),
                 Failure::DeadlineExceeded(_) => ("deadline_exceeded", StatusCode::REQUEST_TIMEOUT),
+                Failure::Unavailable(_) => ("unavailable", StatusCode::SERVICE_UNAVAILABLE),
                 Failure::Rpc(_) => ("unknown", StatusCode::INTERNAL_SERVER_ERROR),
             },
         }

@@ -6,6 +6,8 @@
 use super::auth::{Claims, Denied};
 use super::limits::Rate;
 use super::rooms::{Arrival, JoinError, Rooms, SIGNAL_QUEUE, Signal};
+use crate::config::Config;
+use arc_swap::ArcSwap;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Query, State};
@@ -33,16 +35,33 @@ const MESSAGES_A_SECOND: u32 = 200;
 /// How long one message may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
 
+/// What clients may do; it changes when the config is read again.
+#[derive(Clone, Debug)]
+pub struct Policy {
+    /// Web origins whose pages may use the server; empty is every one.
+    pub origins: Vec<String>,
+    /// Longest signalling message, and longest join request after inflation, bytes.
+    pub message_max: usize,
+    pub join_request_max: usize,
+}
+
+impl Policy {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            origins: config.server.allowed_origins.clone(),
+            message_max: config.limits.message_bytes,
+            join_request_max: config.limits.join_request_bytes,
+        }
+    }
+}
+
 /// What the handlers share.
 pub struct Front {
     pub rooms: Mutex<Rooms>,
     pub keys: super::auth::Keys,
     /// Name in ICE URLs; `None` takes it from the Host header.
     pub host: Option<String>,
-    /// Web origins whose pages may use the server; empty is every one.
-    pub origins: Vec<String>,
-    pub message_max: usize,
-    pub join_request_max: usize,
+    pub policy: ArcSwap<Policy>,
     pub by_address: Rate<IpAddr>,
     pub by_identity: Rate<(String, String)>,
 }
@@ -55,9 +74,10 @@ impl Front {
     /// Whether a page may use the server: those of the origins that are named, and its own. What is no page has no origin.
     pub fn admits_origin(&self, headers: &HeaderMap) -> bool {
         let text = |name| headers.get(name).and_then(|v: &header::HeaderValue| v.to_str().ok());
-        let Some(origin) = text(header::ORIGIN).filter(|_| !self.origins.is_empty()) else { return true };
+        let policy = self.policy.load();
+        let Some(origin) = text(header::ORIGIN).filter(|_| !policy.origins.is_empty()) else { return true };
         let host = origin.split_once("://").map(|(_, host)| host);
-        self.origins.iter().any(|o| o.eq_ignore_ascii_case(origin)) || (host.is_some() && host == text(header::HOST))
+        policy.origins.iter().any(|o| o.eq_ignore_ascii_case(origin)) || (host.is_some() && host == text(header::HOST))
     }
 
     /// Whether an address may ask once more.
@@ -181,10 +201,10 @@ impl IntoResponse for Refused {
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Join(JoinError::Revoked | JoinError::NotAllowed) => StatusCode::FORBIDDEN,
             Self::Join(JoinError::RoomMissing) | Self::NoWebSocket => StatusCode::NOT_FOUND,
-            Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Join(JoinError::RoomFull | JoinError::Draining) => StatusCode::SERVICE_UNAVAILABLE,
         };
         let mut response = (status, self.to_string()).into_response();
-        if status == StatusCode::TOO_MANY_REQUESTS {
+        if matches!(self, Self::TooMany | Self::Join(JoinError::Draining)) {
             response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
         }
         response
@@ -204,7 +224,7 @@ fn check(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQuery
     let claims = front.keys.verify_join(token(headers, query)?)?;
     let (mut request, is_dual) = match (&query.join_request, version) {
         // Whoever sends one knows how to go on with one peer connection.
-        (Some(request), _) => (decode_join_request(request, front.join_request_max)?, false),
+        (Some(request), _) => (decode_join_request(request, front.policy.load().join_request_max)?, false),
         (None, Version::V0) => (query.request()?, true),
         (None, Version::V1) => return Err(Refused::NoJoinRequest),
     };
@@ -302,7 +322,8 @@ fn admit(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &Join
         }));
     };
     let (front, on_failure) = (Arc::clone(front), (Arc::clone(front), signal.clone()));
-    let upgrade = upgrade.max_message_size(front.message_max).max_frame_size(front.message_max);
+    let message_max = front.policy.load().message_max;
+    let upgrade = upgrade.max_message_size(message_max).max_frame_size(message_max);
     Ok(upgrade
         .on_failed_upgrade(move |_| on_failure.0.rooms().signal_lost(session, &on_failure.1))
         .on_upgrade(move |socket| converse(front, socket, session, signal, queue)))

@@ -109,13 +109,14 @@ struct Line {
 
 struct Teller {
     urls: Vec<Uri>,
-    key: String,
+    /// The API key that signs; `None` is the first one.
+    key: Option<String>,
     keys: Keys,
     client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
     gauges: Arc<Gauges>,
 }
 
-/// Sets up telling `urls`, signed by `key`. The events' end, and the one that delivers.
+/// Sets up telling `urls`, signed by `key` or, if that is empty, the first one. The events' end, and the one that delivers.
 pub fn start(urls: &[String], key: &str, keys: &Keys, gauges: &Arc<Gauges>) -> Result<(Events, Option<Deliverer>), String> {
     if urls.is_empty() {
         return Ok((Events::none(Arc::clone(gauges)), None));
@@ -132,7 +133,8 @@ pub fn start(urls: &[String], key: &str, keys: &Keys, gauges: &Arc<Gauges>) -> R
         .wrap_connector(http);
     let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(8).build(https);
     let (sender, queue) = mpsc::channel(EVENTS_MAX);
-    let teller = Teller { urls, key: key.to_owned(), keys: keys.clone(), client, gauges: Arc::clone(gauges) };
+    let key = Some(key.to_owned()).filter(|key| !key.is_empty());
+    let teller = Teller { urls, key, keys: keys.clone(), client, gauges: Arc::clone(gauges) };
     let busy = vec![0; teller.urls.len()];
     let deliverer = Deliverer { queue, teller: Arc::new(teller), lines: HashMap::new(), busy };
     Ok((Events { queue: Some(sender), gauges: Arc::clone(gauges), missed: Arc::default() }, Some(deliverer)))
@@ -248,7 +250,8 @@ impl Teller {
     fn signature(&self, body: &[u8]) -> Option<String> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let sha256 = STANDARD.encode(crate::crypto::digest("sha-256", body)?);
-        self.keys.sign(&Claims { iss: self.key.clone(), exp: now + SIGNED_FOR_S, nbf: Some(now), sha256, ..Claims::default() })
+        let iss = self.key.clone().or_else(|| self.keys.first())?;
+        self.keys.sign(&Claims { iss, exp: now + SIGNED_FOR_S, nbf: Some(now), sha256, ..Claims::default() })
     }
 }
 

@@ -63,7 +63,7 @@ impl IntoResponse for Refused {
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::WrongType(_) => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Join(JoinError::RoomMissing) | Self::NoSession => StatusCode::NOT_FOUND,
-            Self::Join(JoinError::RoomFull) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Join(JoinError::RoomFull | JoinError::Draining) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Join(JoinError::Offer(crate::wire::sdp::SdpError::NoUsable(_))) => StatusCode::UNPROCESSABLE_ENTITY,
             Self::Join(JoinError::Offer(_) | JoinError::TooLong) | Self::NoText | Self::BadFragment => StatusCode::BAD_REQUEST,
             Self::NoMatch => StatusCode::PRECONDITION_REQUIRED,

@@ -11,7 +11,7 @@ use crate::shard::mail::{Command, Parcel, StreamCargo};
 use atomic_waker::AtomicWaker;
 use rtrb::{Consumer, Producer, PushError, RingBuffer};
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Waker;
 
@@ -45,6 +45,7 @@ pub struct Inbox {
     has_slow: AtomicBool,
     sleeping: AtomicBool,
     waker: AtomicWaker,
+    turns: AtomicU64,
 }
 
 /// Mail of the slow kind, taken out in one go.
@@ -100,6 +101,16 @@ impl Inbox {
 
     pub fn is_awake(&self) {
         self.sleeping.store(false, SeqCst);
+    }
+
+    /// The worker begins a turn. It does at least once a second, for its sweep.
+    pub fn turns(&self) {
+        self.turns.fetch_add(1, Relaxed);
+    }
+
+    /// How many turns the worker has begun: one that stands still is stuck.
+    pub fn turns_begun(&self) -> u64 {
+        self.turns.load(Relaxed)
     }
 
     pub fn has_mail(&self) -> bool {

@@ -206,6 +206,7 @@ impl Worker {
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.inbox.is_awake();
+        self.inbox.turns();
         self.ready.root.register(cx.waker());
         for _ in 0..TURNS_MAX {
             let mut busy = self.udp_turn(cx);

@@ -1,4 +1,5 @@
 //! The real binary on loopback, with ports and state of its own.
+#![allow(dead_code, reason = "each file of tests uses its part")]
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -20,7 +21,7 @@ pub struct Server {
 
 /// Ports for one server. Below those that the kernel gives to clients, and none twice: between looking and binding, somebody
 /// else's connection or another test's server would take one of the kernel's.
-fn free_ports<const N: usize>() -> [u16; N] {
+pub fn free_ports<const N: usize>() -> [u16; N] {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let next = || (std::process::id().wrapping_mul(200) + NEXT.fetch_add(1, Ordering::Relaxed)) % 20_000 + 10_000;
     let is_free = |port: u16| {

@@ -84,6 +84,9 @@ impl Rooms {
         if !self.may_join(&claims) {
             return Err(JoinError::RoomMissing);
         }
+        if self.is_draining && !self.rooms.contains_key(&name) {
+            return Err(JoinError::Draining);
+        }
         let permission = permission_of(&claims);
         let client = request.client_info.unwrap_or_default();
         // What the token says is signed; what the client adds counts only if it may change itself.
@@ -450,8 +453,30 @@ impl Rooms {
         Some((name, gone))
     }
 
+    /// The server is about to stop: no room is opened any more.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
+    /// While the server drains: sends on those who lose nothing by it, everybody in rooms where nothing is published. How
+    /// many participants are left.
+    pub fn send_on_idle(&mut self) -> usize {
+        let is_idle = |room: &Room| room.participants.iter().all(|p| p.info.tracks.is_empty());
+        let idle: Vec<String> = self.rooms.iter().filter(|(_, room)| is_idle(room)).map(|(name, _)| name.clone()).collect();
+        for name in idle {
+            let sessions: Vec<SessionId> = self.rooms.get(&name).into_iter().flat_map(|r| &r.participants).map(|p| p.session).collect();
+            for session in sessions {
+                self.expel(session, proto::DisconnectReason::ServerShutdown, Action::Reconnect);
+            }
+            self.finish(&name);
+        }
+        self.rooms.values().map(|room| room.participants.len()).sum()
+    }
+
     /// Everybody out: the server stops.
     pub fn close_all(&mut self) {
+        // Whoever comes back by itself is to find the next server, not this one.
+        self.drain();
         let all: Vec<SessionId> = self.rooms.values().flat_map(|r| &r.participants).map(|p| p.session).collect();
         for session in all {
             self.expel(session, proto::DisconnectReason::ServerShutdown, Action::Reconnect);

@@ -37,6 +37,8 @@ pub enum Failure {
     Unimplemented(&'static str),
     #[error("{0}")]
     DeadlineExceeded(&'static str),
+    #[error("{0}")]
+    Unavailable(&'static str),
     /// What the participant itself answered.
     #[error("{}", .0.message)]
     Rpc(RpcError),
@@ -62,6 +64,9 @@ impl RoomService<'_> {
             return Err(Failure::InvalidArgument("the room's name has at most 256 bytes, its metadata 64 KiB"));
         }
         let is_new = !self.0.rooms.contains_key(&request.name);
+        if is_new && self.0.is_draining {
+            return Err(Failure::Unavailable("this server is about to stop and opens no room; try again soon, or another one"));
+        }
         let config = proto::RoomConfiguration {
             empty_timeout: request.empty_timeout,
             departure_timeout: request.departure_timeout,

@@ -20,6 +20,8 @@ export class Server {
       `[server]
 domain = "${DOMAIN}"
 workers = ${workers}
+drain_deadline_s = 0
+runtime_dir = "${this.state}"
 [network]
 bind_addresses = ["0.0.0.0"]
 [tls]
