@@ -49,6 +49,11 @@ ${config}`,
       if (this.process.exitCode !== null) throw new Error(`the server ended: ${this.log}`);
       return this.get("/readyz").startsWith("ready");
     });
+    this.ended = new Promise((resolve) => this.process.once("exit", (code) => resolve(code)));
+  }
+
+  signal(name) {
+    for (const pid of this.lab.in(this.lab.names.server, "pgrep", "-f", "postern run").trim().split("\n")) process.kill(Number(pid), name);
   }
 
   get(path) {
@@ -69,6 +74,11 @@ ${config}`,
     return execFileSync(BINARY, ["token", "--config", this.config, "--room", room, "--identity", identity, ...more], { encoding: "utf8" }).trim();
   }
 
+  /** A command for the running server: `reload` or `drain`; what it prints. */
+  command(name, ...more) {
+    return execFileSync(BINARY, [name, "--config", this.config, ...more], { encoding: "utf8" });
+  }
+
   /** Address of the page that joins by itself. */
   page(room, identity, options = {}) {
     const query = new URLSearchParams({ join: "1", room, name: identity, adaptive: "0", ...options });
@@ -76,8 +86,7 @@ ${config}`,
   }
 
   async stop() {
-    const ended = new Promise((resolve) => this.process.once("exit", (code) => resolve(code)));
-    for (const pid of this.lab.in(this.lab.names.server, "pgrep", "-f", "postern run").trim().split("\n")) process.kill(Number(pid), "SIGTERM");
-    return ended;
+    this.signal("SIGTERM");
+    return this.ended;
   }
 }
