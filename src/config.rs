@@ -113,8 +113,27 @@ pub struct Tls {
     pub mode: TlsMode,
     pub cert_file: PathBuf,
     pub key_file: PathBuf,
-    /// Where a self-signed authority is kept between runs.
+    /// Where a self-signed authority, and what was ordered by ACME, is kept between runs.
     pub state_dir: PathBuf,
+    /// Where certificates are ordered (RFC 8555), and with which authorities that place itself is trusted: the system's, unless a
+    /// PEM file is named.
+    pub acme_directory: String,
+    pub acme_ca_file: Option<PathBuf>,
+    /// Mail addresses that the authority may write to.
+    pub acme_contact: Vec<String>,
+    pub acme_challenge: Challenge,
+}
+
+/// How we prove to a certificate authority that a name is ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Challenge {
+    /// On port 443 (RFC 8737).
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01,
+    /// On port 80 (RFC 8555 §8.3).
+    #[serde(rename = "http-01")]
+    Http01,
 }
 
 impl Default for Tls {
@@ -124,6 +143,10 @@ impl Default for Tls {
             cert_file: "/etc/postern/tls/fullchain.pem".into(),
             key_file: "/etc/postern/tls/privkey.pem".into(),
             state_dir: "/var/lib/postern".into(),
+            acme_directory: "https://acme-v02.api.letsencrypt.org/directory".into(),
+            acme_ca_file: None,
+            acme_contact: Vec::new(),
+            acme_challenge: Challenge::TlsAlpn01,
         }
     }
 }
@@ -309,7 +332,8 @@ impl Config {
         if self.turn.realm.is_empty() { &self.server.domain } else { &self.turn.realm }
     }
 
-    fn check(&self) -> Result<(), Impossible> {
+    /// Whether it can be.
+    pub fn check(&self) -> Result<(), Impossible> {
         let refuse = |key, found: String, remedy| Err(Impossible { key, found, remedy });
         if self.server.domain.is_empty() || self.server.domain.contains(['/', ' ', ':']) {
             return refuse(
@@ -426,12 +450,21 @@ impl Config {
                 "leave it empty: this version does not read PROXY headers",
             );
         }
-        if self.tls.mode == TlsMode::Acme {
-            return refuse(
-                "tls.mode",
-                "\"acme\"".into(),
-                "use \"files\" or \"self-signed\": this version does not order certificates itself",
-            );
+        let is_acme = self.tls.mode == TlsMode::Acme;
+        if is_acme && (!self.server.domain.contains('.') || self.server.domain.parse::<IpAddr>().is_ok()) {
+            let found = format!("{:?} with tls.mode = \"acme\"", self.server.domain);
+            return refuse("server.domain", found, "certificates are ordered for a public name: set it, or another tls.mode");
+        }
+        if !self.tls.acme_directory.starts_with("https://") {
+            let found = format!("{:?}", self.tls.acme_directory);
+            return refuse("tls.acme_directory", found, "write the whole URL of the authority's directory, beginning with https://");
+        }
+        if let Some(bad) = self.tls.acme_contact.iter().find(|a| !a.contains('@') || a.contains(':')) {
+            return refuse("tls.acme_contact", format!("{bad:?}"), "write bare mail addresses, such as \"admin@example.eu\"");
+        }
+        if is_acme && self.tls.acme_challenge == Challenge::Http01 && self.network.edge_tcp_ports.len() < 2 {
+            let found = format!("\"http-01\" with network.edge_tcp_ports = {:?}", self.network.edge_tcp_ports);
+            return refuse("tls.acme_challenge", found, "add port 80 to network.edge_tcp_ports, behind 443, or use \"tls-alpn-01\"");
         }
         if self.turn.peers != Peers::Named("sfu-only".into()) {
             return refuse("turn.peers", format!("{:?}", self.turn.peers), "use \"sfu-only\": this version relays to its own SFU alone");
@@ -473,7 +506,10 @@ mod tests {
     fn what_cannot_be_is_named() {
         let rows = [
             ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
-            ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "tls.mode"),
+            ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "server.domain: \"localhost\""),
+            ("keys = { a = \"b\" }\n[tls]\nacme_directory = \"http://x\"", "tls.acme_directory: \"http://x\""),
+            ("keys = { a = \"b\" }\n[tls]\nacme_contact = [\"mailto:a@b\"]", "tls.acme_contact: \"mailto:a@b\""),
+            ("keys = { a = \"b\" }\nserver = { domain = \"a.b\" }\n[tls]\nmode = \"acme\"\nacme_challenge = \"http-01\"", "add port 80"),
             ("keys = { a = \"b\" }\n[network]\nturn_ports = [0]", "network.turn_ports: 0"),
             ("keys = { a = \"b\" }\n[network]\nturn_ports = [5, 5]", "network.turn_ports: 5 stands there twice"),
             ("keys = { a = \"b\" }\n[network]\npublic_addresses = [\"0.0.0.0\"]", "network.public_addresses: 0.0.0.0 is nobody's"),

@@ -4,6 +4,7 @@
 use postern::base::id::WorkerId;
 use postern::base::time::Duration;
 use postern::room::layers::Wanted;
+use postern::session::End;
 use postern::shard::counters::Counter;
 use postern::shard::mail::Report;
 use postern::sim::net::Net;
@@ -109,6 +110,26 @@ fn the_server_is_the_dtls_client_of_those_who_wait() {
         }
         settle(&mut world);
     }
+}
+
+#[test]
+fn a_session_that_panics_ends_alone() {
+    let mut world = World::new(11, 2, Net::new(11, 0, 0, 5..20));
+    let of = |owner| Arrival { way: Way::Udp, ingress: WorkerId(0), owner: WorkerId(owner) };
+    world.join(&[of(0), of(0), of(1)]);
+    world.run(Duration::from_secs(4));
+    assert!(all_connected(&mut world));
+    world.break_session(0);
+    let before: Vec<usize> = (0..3).map(|at| world.peer(at).heard.len()).collect();
+    world.run(Duration::from_secs(4));
+    let by_test = |r: &&Report| matches!(r, Report::Ended { end: End::Panicked, detail, .. } if detail == "broken by a test");
+    assert_eq!(world.reports.iter().filter(by_test).count(), 1, "{:?}", world.reports);
+    for (at, before) in before.into_iter().enumerate().skip(1) {
+        let heard = world.peer(at).heard.len() - before;
+        // One voice of two is left, 50 packets a second.
+        assert!((180..=230).contains(&heard), "peer {at} heard {heard}; {:?}", check::drops(&world));
+    }
+    settle(&mut world);
 }
 
 #[test]

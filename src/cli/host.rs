@@ -23,9 +23,9 @@ pub fn look(config: &Config, workers: usize) {
         }
     }
     let needed = (workers * config.limits.connections_per_worker) as u64 + DESCRIPTORS_BESIDE;
-    if let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
-        if soft.max(hard) < needed {
+        if hard < needed {
             tracing::warn!(
                 "{hard} file descriptors are allowed, limits.connections_per_worker for {workers} workers needs {needed}: set LimitNOFILE in the unit, or `ulimit -n`"
             );

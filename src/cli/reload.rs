@@ -1,6 +1,5 @@
 //! `postern reload`: the running server reads its config again; says what took effect and what waits for a restart.
 
-use super::run::read_config;
 use super::runtime_dir::RuntimeDir;
 use std::path::PathBuf;
 
@@ -12,9 +11,8 @@ pub struct Args {
 }
 
 pub fn execute(args: &Args) -> Result<(), String> {
-    // What is wrong is said here, before anybody is disturbed.
-    let config = read_config(&args.config)?;
-    let outcome = RuntimeDir::new(&config.server.runtime_dir).reload()?;
+    let outcome = RuntimeDir::of(&args.config).reload()?;
     print!("{outcome}");
-    if outcome.contains("failed") { Err("the running server kept some of its old settings".into()) } else { Ok(()) }
+    let has_failed = outcome.lines().any(|line| line.starts_with("failed"));
+    if has_failed { Err("the running server kept some of its old settings".into()) } else { Ok(()) }
 }

@@ -9,6 +9,7 @@ use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
 use postern::config::{Config, LogFormat, TlsMode};
 use postern::control::auth::Keys;
+use postern::control::certs::acme::Acme;
 use postern::control::lifecycle::{Lifecycle, Phase, Watch};
 use postern::control::limits::Rate;
 use postern::control::metrics::{Gauges, Metrics};
@@ -34,6 +35,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
+use tokio::time::MissedTickBehavior;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
@@ -43,6 +45,8 @@ const VISITORS: usize = 1024;
 /// How long goodbyes may take at the end.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 const CONTROL_THREADS: usize = 2;
+/// How often an old certificate is told of, seconds.
+const A_DAY_S: u64 = 86_400;
 /// The exit status when a worker is lost (EX_SOFTWARE): service managers start the server anew.
 const EXIT_WORKER_LOST: i32 = 70;
 /// HTTP connections served at a time; one more is closed at once.
@@ -120,6 +124,8 @@ fn start_log(config: &Config) -> SetLevel {
 /// Runs the server until it is told to stop.
 pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let set_level = start_log(config);
+    // A session that panics is ended, and the log has to say where.
+    std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
     rustls::crypto::aws_lc_rs::default_provider().install_default().map_err(|_| "TLS provider is set twice")?;
     let addresses = advertised(config)?;
     let layout = Layout::of(config);
@@ -173,7 +179,8 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in)?;
 
     let gauges = Arc::new(Gauges::default());
-    let (events, deliverer) = webhook::start(&config.webhooks.urls, &config.webhooks.api_key, &keys, &gauges)?;
+    let signer = Arc::new(ArcSwap::from_pointee(config.webhooks.api_key.clone()));
+    let (events, deliverer) = webhook::start(&config.webhooks.urls, &signer, &keys, &gauges)?;
     let mail_to = inboxes.clone();
     let rooms = Rooms::new(Surroundings {
         workers: workers as u8,
@@ -207,11 +214,12 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         certificates: Arc::clone(&certificates),
         names: certificate_names,
         set_level,
+        gauges: Arc::clone(&gauges),
+        hurry: Arc::default(),
+        signer,
         config: Mutex::new(config.clone()),
     };
-    running.report_certificate(&config.server.domain);
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
-    let _announced = runtime_dir.announce();
     let metrics = Metrics::new(counters, gauges);
     let plane = Plane { config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -299,7 +307,7 @@ impl Plane<'_> {
         let lifecycle = Lifecycle::default();
         let edge = self.config.network.edge_tcp_ports[0];
         let secure = control::router(Arc::clone(&self.front), self.extras.is_dev.then(|| self.keys.clone()));
-        let plain = control::redirect_router(edge);
+        let plain = control::plain_router(edge, Arc::clone(&self.certificates.shown));
         let admin = control::admin::router(metrics, lifecycle.clone());
         let admin_listener = listener("admin.listen", self.config.admin.listen).await?;
         let http_listener = match self.extras.plain_http {
@@ -307,6 +315,11 @@ impl Plane<'_> {
             None => None,
         };
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
+        if self.config.tls.mode == TlsMode::Acme {
+            let mut acme = Acme::new(&self.config.tls, &self.config.server.domain);
+            acme.hurry = Arc::clone(&self.running.hurry);
+            tokio::spawn(acme.keep(Arc::clone(&self.certificates)));
+        }
         let telling = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
         let plain_http = http_listener.map(|listener| {
             let router = secure.clone();
@@ -319,10 +332,15 @@ impl Plane<'_> {
             })
         });
         let mut signals = Signals::new()?;
+        // Whoever reads it may signal.
+        let _announced = self.runtime_dir.announce();
         lifecycle.enter(Phase::Ready);
         greet(self.config, &self.extras, &self.certificates);
         let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
         let mut tick = tokio::time::interval(Duration::from_secs(1));
+        // When the whole machine stood still, what was missed is not made up for: workers would seem to be stuck.
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seconds: u64 = 0;
         let mut watch = Watch::default();
         // Until when calls may go on, once the server was told to end.
         let mut deadline: Option<Instant> = None;
@@ -341,6 +359,10 @@ impl Plane<'_> {
                 now = tick.tick() => {
                     self.front.rooms().tick();
                     self.running.follow_files();
+                    if seconds % A_DAY_S == 0 {
+                        self.running.report_certificate();
+                    }
+                    seconds += 1;
                     self.look_after_workers(&mut watch, &lifecycle);
                     if let Some(deadline) = deadline
                         && (self.front.rooms().send_on_idle() == 0 || now.into_std() >= deadline)
@@ -355,8 +377,8 @@ impl Plane<'_> {
                         lifecycle.enter(lifecycle.phase());
                     }
                     Wish::End if deadline.is_some() => {
-                        tracing::warn!("told a second time: the end, at once");
-                        std::process::exit(0);
+                        tracing::warn!("told a second time: calls are not waited for");
+                        break;
                     }
                     Wish::End | Wish::Drain => {
                         let asked = if wish == Wish::Drain { self.runtime_dir.drain_within() } else { None };
@@ -402,7 +424,7 @@ impl Plane<'_> {
         };
         let outcome = match read {
             Ok(config) => self.running.reload(&config).to_string(),
-            Err(error) => format!("failed, all stays as it was: {error}\n"),
+            Err(error) => format!("failed, all stays as it was: {}\n", error.trim_end().replace('\n', "\n  ")),
         };
         for line in outcome.lines() {
             tracing::info!("reload: {line}");

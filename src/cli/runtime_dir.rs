@@ -3,7 +3,10 @@
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use postern::config::Server;
 use std::fs;
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -12,6 +15,8 @@ const PID: &str = "postern.pid";
 const RELOADED: &str = "reloaded";
 /// How long calls may go on, seconds.
 const DRAIN_WITHIN: &str = "drain-within";
+/// A week.
+pub const WITHIN_MAX_S: u64 = 604_800;
 
 pub struct RuntimeDir(PathBuf);
 
@@ -27,6 +32,15 @@ impl Drop for Announced {
 impl RuntimeDir {
     pub fn new(path: &Path) -> Self {
         Self(path.to_owned())
+    }
+
+    /// The one of a config file, whatever else that says: a command has to reach its server although an administrator is just
+    /// writing the file, and without the environment that the server has.
+    pub fn of(config: &Path) -> Self {
+        let table = fs::read_to_string(config).ok().and_then(|text| text.parse::<toml::Table>().ok());
+        let of_file = table.as_ref().and_then(|t| t.get("server")?.get("runtime_dir")?.as_str()).map(PathBuf::from);
+        let of_environment = std::env::var_os("POSTERN_SERVER_RUNTIME_DIR").map(PathBuf::from);
+        Self(of_environment.or(of_file).unwrap_or_else(|| Server::default().runtime_dir))
     }
 
     // ---- the server's side ----------------------------------------------------------------------------------------
@@ -56,14 +70,16 @@ impl RuntimeDir {
     pub fn tell_reloaded(&self, outcome: &str) {
         // Whole or not at all: somebody is waiting for it.
         let part = self.0.join("reloaded.part");
-        if let Err(error) = fs::write(&part, outcome).and_then(|()| fs::rename(&part, self.0.join(RELOADED))) {
+        let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&part);
+        let written = file.and_then(|mut file| file.write_all(outcome.as_bytes()));
+        if let Err(error) = written.and_then(|()| fs::rename(&part, self.0.join(RELOADED))) {
             tracing::warn!(%error, "cannot write what became of the reload");
         }
     }
 
     pub fn drain_within(&self) -> Option<Duration> {
         let text = fs::read_to_string(self.0.join(DRAIN_WITHIN)).ok()?;
-        text.trim().parse().ok().map(Duration::from_secs)
+        text.trim().parse().ok().map(|seconds: u64| Duration::from_secs(seconds.min(WITHIN_MAX_S)))
     }
 
     // ---- the commands' side ---------------------------------------------------------------------------------------
@@ -86,7 +102,11 @@ impl RuntimeDir {
     pub fn reload(&self) -> Result<String, String> {
         let server = self.running()?;
         let file = self.0.join(RELOADED);
-        let _ = fs::remove_file(&file);
+        if let Err(error) = fs::remove_file(&file)
+            && error.kind() != ErrorKind::NotFound
+        {
+            return Err(format!("cannot remove {}: {error}; be root or the server's own user", file.display()));
+        }
         kill(server, Signal::SIGHUP).map_err(|e| refused(server, e))?;
         for _ in 0..200 {
             if let Ok(outcome) = fs::read_to_string(&file) {

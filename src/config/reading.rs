@@ -49,18 +49,17 @@ impl Config {
 
     /// Reads and checks a TOML text; what the environment sets comes over it.
     pub fn read(text: &str, environment: &[(String, String)]) -> Result<Self, ConfigError> {
-        let refused = |e: &Error| ConfigError::Syntax(format!("{e}{}", remedy(e.message())));
-        let mut config: Config = toml::from_str(text).map_err(|e| refused(&e))?;
-        let mut table: toml::Table = toml::from_str(text).map_err(|e| refused(&e))?;
+        let mut config: Config = toml::from_str(text).map_err(|e| refused(text, &e))?;
+        let mut table: toml::Table = toml::from_str(text).map_err(|e| refused(text, &e))?;
         let mut overlaid = Vec::new();
         for (variable, value) in environment {
-            let Some((section, key)) = named(variable) else { continue };
+            let Some((section, key)) = named(variable, value) else { continue };
             let why = |why: String| ConfigError::Environment { variable: variable.clone(), why };
             if NAMED_FREELY.contains(&section) && key.is_some() {
                 return Err(why(format!("set {PREFIX}{}='{{ name = \"secret\" }}' as a whole", section.to_ascii_uppercase())));
             }
-            (table, config) =
-                overlay(&table, section, key.as_deref(), value).map_err(|e| why(format!("{}{}", e.message(), remedy(e.message()))))?;
+            (table, config) = overlay(&table, section, key.as_deref(), value)
+                .map_err(|e| why(format!("{}{}", said(section, key.as_deref().unwrap_or(""), e.message()), remedy(e.message()))))?;
             overlaid.push((format!("{section}.{}", key.unwrap_or_default()), variable.clone()));
         }
         config.check().map_err(|what| ConfigError::Impossible { place: place_of(text, &overlaid, what.key), what })?;
@@ -68,9 +67,61 @@ impl Config {
     }
 }
 
-/// Section and key that a variable names; `None` for what is no setting.
-fn named(variable: &str) -> Option<(&'static str, Option<String>)> {
+/// The parser's words: the place, the line, what is accepted. Lines that may hold secrets are not shown.
+fn refused(text: &str, error: &Error) -> ConfigError {
+    let at = error.span().map_or(0, |span| span.start.min(text.len()));
+    let line = text.get(..at).unwrap_or_default().matches('\n').count();
+    let (section, key) = setting_at(text, line);
+    let words = if is_secret(section, key) {
+        format!("line {}: [{section}]: {}", 1 + line, said(section, key, error.message()))
+    } else {
+        error.to_string()
+    };
+    ConfigError::Syntax(format!("{words}{}", remedy(error.message())))
+}
+
+/// Section and key that a line belongs to, as far as lines tell.
+fn setting_at(text: &str, line: usize) -> (&str, &str) {
+    let mut key = None;
+    let lines: Vec<&str> = text.lines().take(line + 1).collect();
+    for line in lines.into_iter().rev().map(str::trim_start) {
+        // A list over several lines has lines that begin so, too; nothing follows their brackets.
+        if let Some(header) = line.strip_prefix('[').and_then(|l| l.split_once(']')).map(|(header, _)| header)
+            && !header.contains(['"', '\'', ','])
+        {
+            let (section, inner) = header.split_once('.').unwrap_or((header, ""));
+            return (section.trim(), if inner.is_empty() { key.unwrap_or("") } else { inner.trim() });
+        }
+        key = key.or_else(|| line.split_once('=').map(|(key, _)| key.trim()));
+    }
+    // Before the first section stand whole ones, as `keys = { ... }`, or single keys, as `turn.realm = ""`.
+    key.unwrap_or_default().split_once('.').unwrap_or((key.unwrap_or_default(), ""))
+}
+
+/// Whether a setting holds secrets: nothing of its value is ever said. Of a key that is not known, it may.
+fn is_secret(section: &str, key: &str) -> bool {
+    section == "keys" || (section == "turn" && ["", "shared_secrets", "users"].contains(&key))
+}
+
+/// The parser's message; what it quotes of a secret is left out.
+fn said(section: &str, key: &str, message: &str) -> String {
+    if !is_secret(section, key) {
+        return message.to_owned();
+    }
+    let parts = message.split('"').enumerate();
+    parts.map(|(at, part)| if at % 2 == 0 { part } else { "\"...\"" }).collect()
+}
+
+/// Section and key that a variable names; `None` for what is no setting. Kubernetes sets variables of its own for each service
+/// (`POSTERN_TURN_SERVICE_HOST`, `POSTERN_TURN_PORT_3478_TCP`): they are none.
+fn named(variable: &str, value: &str) -> Option<(&'static str, Option<String>)> {
     let name = variable.strip_prefix(PREFIX)?.to_ascii_lowercase();
+    let is_of_service = ["_service_host", "_service_port"].iter().any(|part| name.contains(part));
+    let is_of_port = name.contains("_port_") && (name.contains("_tcp") || name.contains("_udp"));
+    let is_link = name.ends_with("_port") && (value.starts_with("tcp://") || value.starts_with("udp://"));
+    if is_of_service || is_of_port || is_link {
+        return None;
+    }
     super::SECTIONS.iter().find_map(|section| {
         let rest = name.strip_prefix(section)?;
         if rest.is_empty() { Some((*section, None)) } else { Some((*section, Some(rest.strip_prefix('_')?.to_owned()))) }
@@ -143,6 +194,7 @@ mod tests {
             ("[network]\npublic_addresses = [\"meet.example.eu\"]", &["line 2", "an IP address such as"]),
             ("[turn]\npeers = 5", &["line 2", "\"sfu-only\", \"public\" or a list of networks"]),
             ("[keys]\na = \"b\"\na = \"c\"", &["line 3", "duplicate key"]),
+            ("[keys]\na = 5", &["line 2: [keys]: invalid type: integer"]),
             ("", &["keys: no API key; run `postern keys`"]),
             ("[network]\n\nturn_ports = [443]\n[keys]\na = \"b\"", &["line 3: network.turn_ports: 443 is also network.media_udp_port"]),
             (
@@ -155,6 +207,31 @@ mod tests {
             for want in wants {
                 assert!(error.contains(want), "{text:?} gave {error:?}, without {want:?}");
             }
+        }
+    }
+
+    #[test]
+    fn secrets_are_never_said() {
+        let texts = [
+            "[keys]\na = \"hush",
+            "[keys]\na = hush",
+            "[keys]\na = [\"hush\"]",
+            "keys = { a = \"hush\", a = \"hush\" }",
+            "keys = \"hush\"",
+            "[turn]\nshared_secrets = \"hush\"",
+            "[turn]\nusers = [\"hush\"]",
+            "[turn]\nshared_secrets = [\n  \"hush\",\n  5,\n  hush,\n]",
+            "[turn.users]\na = [\"hush\"]",
+        ];
+        for text in texts {
+            let error = Config::parse(text).expect_err(text).to_string();
+            assert!(!error.contains("hush"), "{error}");
+            assert!(error.contains("line "), "{error}");
+        }
+        for (variable, value) in [("POSTERN_KEYS", "a=hush"), ("POSTERN_TURN_SHARED_SECRETS", "hush"), ("POSTERN_TURN_USERS", "[\"hush\"]")]
+        {
+            let error = read(KEYS, &[(variable, value)]).expect_err(variable);
+            assert!(!error.contains("hush") && error.contains(variable), "{error}");
         }
     }
 
@@ -174,6 +251,9 @@ mod tests {
             ("POSTERN_KEYS", "{ c = \"d\" }"),
             ("POSTERN_LOG_LEVEL", "debug"),
             ("POSTERN_HOME", "is no setting"),
+            ("POSTERN_TURN_SERVICE_HOST", "10.0.0.1"),
+            ("POSTERN_TURN_PORT", "tcp://10.0.0.1:3478"),
+            ("POSTERN_ADMIN_PORT_7881_TCP_ADDR", "10.0.0.1"),
             ("PATH", "/bin"),
         ];
         let config = read(&format!("{KEYS}[network]\nmedia_udp_port = 9\nturn_ports = [3479]"), &environment).expect("it fits");

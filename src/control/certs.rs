@@ -1,6 +1,7 @@
-//! Certificates: from files, or signed by an authority of our own that is kept between runs. They change under a running
-//! server without touching a connection: whoever comes next is shown the new one.
+//! Certificates: from files, ordered by ACME, or signed by an authority of our own that is kept between runs. They change
+//! under a running server without touching a connection: whoever comes next is shown the new one.
 
+pub mod acme;
 mod authority;
 mod inspect;
 
@@ -26,18 +27,58 @@ pub struct Certificates {
     pub http: Arc<ServerConfig>,
     /// The authority that clients must trust, when it is our own.
     pub authority: Option<PathBuf>,
-    shown: Arc<Shown>,
+    pub shown: Arc<Shown>,
     /// When the files were written that it came from.
     written: Mutex<Written>,
 }
 
-/// The certificate that the next client is shown.
+/// What the next client is shown: the certificate, and to an authority the answers to its challenges.
 #[derive(Debug)]
-struct Shown(ArcSwap<CertifiedKey>);
+pub struct Shown {
+    certificate: ArcSwap<CertifiedKey>,
+    challenges: Mutex<Challenges>,
+}
+
+#[derive(Debug, Default)]
+struct Challenges {
+    /// By the name that is asked for (RFC 8737).
+    tls: Option<(String, Arc<CertifiedKey>)>,
+    /// By token (RFC 8555 §8.3).
+    http: Option<(String, String)>,
+}
 
 impl ResolvesServerCert for Shown {
-    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.0.load_full())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        if hello.alpn().is_some_and(|mut protocols| protocols.any(|p| p == acme::PROTOCOL)) {
+            let name = hello.server_name()?;
+            let challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+            return challenges.tls.as_ref().filter(|(of, _)| name.eq_ignore_ascii_case(of)).map(|(_, answer)| Arc::clone(answer));
+        }
+        Some(self.certificate.load_full())
+    }
+}
+
+impl Shown {
+    fn change(&self, change: impl FnOnce(&mut Challenges)) {
+        change(&mut self.challenges.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn answer_tls(&self, domain: &str, answer: Arc<CertifiedKey>) {
+        self.change(|c| c.tls = Some((domain.to_owned(), answer)));
+    }
+
+    fn answer_http(&self, token: &str, answer: &str) {
+        self.change(|c| c.http = Some((token.to_owned(), answer.to_owned())));
+    }
+
+    fn forget_challenges(&self) {
+        self.change(|c| *c = Challenges::default());
+    }
+
+    /// The answer to an authority that asks over plain HTTP.
+    pub fn http_answer(&self, token: &str) -> Option<String> {
+        let challenges = self.challenges.lock().unwrap_or_else(PoisonError::into_inner);
+        challenges.http.as_ref().filter(|(of, _)| of == token).map(|(_, answer)| answer.clone())
     }
 }
 
@@ -69,7 +110,7 @@ pub fn load(tls: &Tls, names: &[String]) -> Result<Certificates, String> {
     let written = Written::of(tls);
     let loaded = obtain(tls, names)?;
     let authority = loaded.authority.clone();
-    let shown = Arc::new(Shown(ArcSwap::from(certified(loaded)?)));
+    let shown = Arc::new(Shown { certificate: ArcSwap::from(certified(loaded)?), challenges: Mutex::default() });
     let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
     let config = |alpn: &[&[u8]]| {
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Shown>::clone(&shown);
@@ -79,7 +120,7 @@ pub fn load(tls: &Tls, names: &[String]) -> Result<Certificates, String> {
         config.ticketer = Arc::clone(&ticketer);
         Arc::new(config)
     };
-    let (media, http) = (config(&[]), config(&[b"h2", b"http/1.1"]));
+    let (media, http) = (config(&[]), config(&[b"h2", b"http/1.1", acme::PROTOCOL]));
     Ok(Certificates { media, http, authority, shown, written: Mutex::new(written) })
 }
 
@@ -90,7 +131,7 @@ impl Certificates {
             return Ok(false);
         }
         let written = Written::of(tls);
-        let outcome = obtain(tls, names).and_then(certified).map(|key| self.shown.0.swap(Arc::clone(&key)).cert != key.cert);
+        let outcome = obtain(tls, names).and_then(certified).map(|key| self.shown.certificate.swap(Arc::clone(&key)).cert != key.cert);
         // What is wrong is said once, and looked at again when it is written anew.
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
         outcome
@@ -103,7 +144,11 @@ impl Certificates {
 
     /// What an administrator should know of the certificate that is shown.
     pub fn findings(&self, domain: &str, now: SystemTime) -> Findings {
-        inspect::look(&self.shown.0.load().cert, domain, now)
+        inspect::look(&self.chain(), domain, now)
+    }
+
+    fn chain(&self) -> Vec<CertificateDer<'static>> {
+        self.shown.certificate.load().cert.clone()
     }
 }
 
@@ -111,7 +156,7 @@ fn obtain(tls: &Tls, names: &[String]) -> Result<Loaded, String> {
     match tls.mode {
         TlsMode::Files => from_files(&tls.cert_file, &tls.key_file),
         TlsMode::SelfSigned => authority::sign(&tls.state_dir, names),
-        TlsMode::Acme => Err("tls.mode = \"acme\" is not in this version; use \"files\" or \"self-signed\"".into()),
+        TlsMode::Acme => acme::load(tls, names.first().map_or("", String::as_str)),
     }
 }
 
@@ -137,6 +182,14 @@ fn certified(loaded: Loaded) -> Result<Arc<CertifiedKey>, String> {
     let certified = CertifiedKey::from_der(loaded.chain, loaded.key, &provider);
     let certified = certified.map_err(|e| format!("tls.key_file does not belong to tls.cert_file: {e}; give both of one order"))?;
     Ok(Arc::new(certified))
+}
+
+/// Writes a file that only this user may read.
+fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
+    use std::io::Write;
+    use std::os::unix::fs::OpenOptionsExt;
+    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
 }
 
 #[cfg(test)]
@@ -183,7 +236,7 @@ mod tests {
         };
         let first = write(&["a.example"]);
         let certificates = load(&tls, &[]).expect("loaded");
-        let shown = || certificates.shown.0.load().cert[0].clone();
+        let shown = || certificates.chain()[0].clone();
         assert_eq!(shown(), first);
         let second = write(&["b.example"]);
         assert_eq!(certificates.reload(&tls, &[]), Ok(true));

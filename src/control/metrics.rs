@@ -18,6 +18,8 @@ pub struct Gauges {
     pub tracks: AtomicI64,
     pub webhooks_delivered: AtomicI64,
     pub webhooks_dropped: AtomicI64,
+    /// Seconds since 1970.
+    pub certificate_expires: AtomicI64,
 }
 
 pub struct Metrics {
@@ -99,6 +101,11 @@ impl Collector for Room {
             ("postern_rooms", "open rooms", &self.0.rooms),
             ("postern_participants", "participants in all rooms", &self.0.participants),
             ("postern_tracks", "published tracks", &self.0.tracks),
+            (
+                "postern_certificate_expiry_timestamp_seconds",
+                "when the TLS certificate ends, seconds since 1970",
+                &self.0.certificate_expires,
+            ),
         ];
         for (name, text, value) in rows {
             let metric = encoder.encode_descriptor(name, text, None, MetricType::Gauge)?;

@@ -8,6 +8,7 @@ pub mod door;
 pub mod lifecycle;
 pub mod limits;
 pub mod metrics;
+pub mod outbound;
 pub mod reload;
 pub mod rooms;
 pub mod service;
@@ -19,7 +20,7 @@ pub mod whip;
 
 use auth::Keys;
 use axum::Router;
-use axum::extract::{Extension, Request, State};
+use axum::extract::{Extension, Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
@@ -81,9 +82,12 @@ async fn admit(
     (StatusCode::TOO_MANY_REQUESTS, wait, "too many requests from this address; try again in a second").into_response()
 }
 
-/// Plain HTTP on the edge port: go to https.
-pub fn redirect_router(edge_port: u16) -> Router {
-    Router::new().fallback(move |headers: HeaderMap, uri: Uri| async move { redirect(&headers, &uri, edge_port) })
+/// Plain HTTP on an edge port: go to https; but an authority gets its answer (RFC 8555 §8.3).
+pub fn plain_router(edge_port: u16, shown: Arc<certs::Shown>) -> Router {
+    let answer = move |Path(token): Path<String>| async move { shown.http_answer(&token).ok_or(StatusCode::NOT_FOUND) };
+    Router::new()
+        .route("/.well-known/acme-challenge/{token}", get(answer))
+        .fallback(move |headers: HeaderMap, uri: Uri| async move { redirect(&headers, &uri, edge_port) })
 }
 
 fn redirect(headers: &HeaderMap, uri: &Uri, edge_port: u16) -> Response {

@@ -2,31 +2,16 @@
 
 use super::auth::Keys;
 use super::certs::Certificates;
+use super::metrics::Gauges;
 use super::signal::{Front, Policy};
 use crate::config::Config;
+use arc_swap::ArcSwap;
 use std::fmt;
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
+use tokio::sync::Notify;
 
-/// Keys that take effect at once; those that end with a dot stand for their section.
-const LIVE: [&str; 12] = [
-    "server.allowed_origins",
-    "server.drain_deadline_s",
-    "tls.cert_file",
-    "tls.key_file",
-    "keys.",
-    "rooms.",
-    "limits.joins_per_second_per_address",
-    "limits.joins_per_second_per_identity",
-    "limits.message_bytes",
-    "limits.join_request_bytes",
-    "limits.tracks_per_participant",
-    "log.level",
-];
-
-fn is_live(key: &str) -> bool {
-    LIVE.iter().any(|live| key == *live || (live.ends_with('.') && key.starts_with(live)))
-}
 /// Sets the log's level.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
@@ -38,6 +23,11 @@ pub struct Running {
     /// Names of a self-signed certificate.
     pub names: Vec<String>,
     pub set_level: SetLevel,
+    pub gauges: Arc<Gauges>,
+    /// A certificate that could not be ordered is to be tried again.
+    pub hurry: Arc<Notify>,
+    /// The API key that signs webhooks; empty is the first one.
+    pub signer: Arc<ArcSwap<String>>,
     pub config: Mutex<Config>,
 }
 
@@ -71,22 +61,36 @@ impl Running {
     pub fn reload(&self, new: &Config) -> Outcome {
         let mut config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
         let mut outcome = Outcome::default();
-        for key in config.changed(new) {
-            if is_live(&key) { outcome.applied.push(key) } else { outcome.waits.push(key) }
+        let mut merged = config.clone();
+        take_over(&mut merged, new);
+        // What waits for a restart may not fit what does not.
+        if let Err(error) = merged.check() {
+            outcome.failed.push(format!("together with what waits for a restart: {error}"));
+            return outcome;
         }
-        take_over(&mut config, new);
+        match self.certificates.reload(&merged.tls, &self.names) {
+            Ok(true) => outcome.applied.push("the certificate".into()),
+            Ok(false) => {}
+            Err(why) => {
+                merged.tls.clone_from(&config.tls);
+                outcome.failed.push(why);
+            }
+        }
+        outcome.applied.extend(config.changed(&merged));
+        // What is neither in force nor failed waits.
+        let is_cert = |key: &String| !outcome.failed.is_empty() && (key == "tls.cert_file" || key == "tls.key_file");
+        outcome.waits = merged.changed(new).into_iter().filter(|key| !is_cert(key)).collect();
+        *config = merged;
+        self.signer.store(Arc::new(config.webhooks.api_key.clone()));
         self.keys.replace(&config.keys);
         self.front.policy.store(Arc::new(Policy::of(&config)));
         self.front.by_address.set(config.limits.joins_per_second_per_address);
         self.front.by_identity.set(config.limits.joins_per_second_per_identity);
         self.front.rooms().reconfigure(&config.rooms, config.limits.tracks_per_participant);
         (self.set_level)(&config.log.level);
-        match self.certificates.reload(&config.tls, &self.names) {
-            Ok(true) => outcome.applied.push("the certificate".into()),
-            Ok(false) => {}
-            Err(why) => outcome.failed.push(why),
-        }
-        self.report_certificate(&config.server.domain);
+        self.hurry.notify_one();
+        drop(config);
+        self.report_certificate();
         outcome
     }
 
@@ -100,13 +104,17 @@ impl Running {
             Ok(_) => tracing::info!("the certificate's files have changed and were read again"),
             Err(error) => tracing::error!(%error, "the certificate's files have changed and do not fit; the old one stays"),
         }
-        self.report_certificate(&config.server.domain);
+        drop(config);
+        self.report_certificate();
     }
 
     /// Says in the log what is wrong with the certificate, or soon will be.
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
-    pub fn report_certificate(&self, domain: &str) {
-        let found = self.certificates.findings(domain, SystemTime::now());
+    pub fn report_certificate(&self) {
+        let domain = self.config.lock().unwrap_or_else(PoisonError::into_inner).server.domain.clone();
+        let found = self.certificates.findings(&domain, SystemTime::now());
+        let expires = found.expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+        self.gauges.certificate_expires.store(expires.map_or(0, |at| at.as_secs() as i64), Relaxed);
         found.problems.iter().for_each(|problem| tracing::error!("{problem}"));
         found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }
@@ -120,8 +128,12 @@ impl Running {
 fn take_over(config: &mut Config, new: &Config) {
     config.server.allowed_origins.clone_from(&new.server.allowed_origins);
     config.server.drain_deadline_s = new.server.drain_deadline_s;
-    config.tls.cert_file.clone_from(&new.tls.cert_file);
-    config.tls.key_file.clone_from(&new.tls.key_file);
+    // The mode is the one of the start.
+    if new.tls.mode == config.tls.mode {
+        config.tls.cert_file.clone_from(&new.tls.cert_file);
+        config.tls.key_file.clone_from(&new.tls.key_file);
+    }
+    config.webhooks.api_key.clone_from(&new.webhooks.api_key);
     config.keys.clone_from(&new.keys);
     config.rooms.clone_from(&new.rooms);
     config.log.level.clone_from(&new.log.level);
@@ -136,6 +148,27 @@ fn take_over(config: &mut Config, new: &Config) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Keys that take effect at once; those that end with a dot stand for their section.
+    const LIVE: [&str; 13] = [
+        "server.allowed_origins",
+        "server.drain_deadline_s",
+        "tls.cert_file",
+        "tls.key_file",
+        "keys.",
+        "rooms.",
+        "limits.joins_per_second_per_address",
+        "limits.joins_per_second_per_identity",
+        "limits.message_bytes",
+        "limits.join_request_bytes",
+        "limits.tracks_per_participant",
+        "webhooks.api_key",
+        "log.level",
+    ];
+
+    fn is_live(key: &str) -> bool {
+        LIVE.iter().any(|live| key == *live || (live.ends_with('.') && key.starts_with(live)))
+    }
 
     #[test]
     fn what_is_called_live_is_what_is_taken_over() {
@@ -153,5 +186,9 @@ mod tests {
         for key in old.changed(&new) {
             assert_eq!(is_live(&key), !left.contains(&key), "{key}");
         }
+        let other_mode = Config::parse(&text("b.example", 2).replace("[tls]", "[tls]\nmode = \"self-signed\"")).expect("well-formed");
+        take_over(&mut taken, &old);
+        take_over(&mut taken, &other_mode);
+        assert_eq!(taken.tls.cert_file, old.tls.cert_file, "files of another mode are not looked for");
     }
 }

@@ -126,9 +126,9 @@ impl Track {
         Self { id, cid, info, mid: None, is_silenced: false, hearing: Hearing::Nobody, demand, is_backup: false }
     }
 
-    /// The track of this sid is published.
-    pub(super) fn is_published_as(&self, sid: &str) -> bool {
-        self.info.sid == sid && self.mid.is_some() && !self.is_backup
+    /// Others are told of it.
+    pub(super) fn is_published(&self) -> bool {
+        self.mid.is_some() && !self.is_backup
     }
 }
 
@@ -295,6 +295,8 @@ struct Room {
     was_joined: bool,
     /// Nonces of the room service's latest messages.
     nonces: VecDeque<(Instant, Vec<u8>)>,
+    /// Nobody publishes anything since then; kept while the server drains.
+    idle_since: Option<Instant>,
     /// Who was taken out, and from when on a token must be valid to let it in again, seconds since 1970.
     revoked: HashMap<String, i64>,
     /// Ways that failed participants lately.

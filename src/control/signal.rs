@@ -233,9 +233,14 @@ fn check(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQuery
         let agent = headers.get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default();
         client.browser = if agent.contains("Firefox/") { "firefox" } else { "" }.to_owned();
     }
-    if !front.rooms().may_join(&claims) {
+    let rooms = front.rooms();
+    if !rooms.may_join(&claims) {
         return Err(Denied::RoomMissing.into());
     }
+    if rooms.refuses_room(&claims.video.room) {
+        return Err(JoinError::Draining.into());
+    }
+    drop(rooms);
     Ok((claims, request, is_dual))
 }
 

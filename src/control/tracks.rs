@@ -24,14 +24,16 @@ pub(super) fn bind_published(p: &mut Participant, offer: &Description) -> (Vec<T
         unpublished.push(backup.id);
     }
     let mut published = Vec::new();
-    for section in sending {
+    for section in &sending {
         if p.tracks.iter().any(|t| t.mid.as_ref() == Some(&section.mid)) {
             continue;
         }
         let cid = section.msid.as_ref().map(|(_, track)| track.as_str());
         let pending = |t: &&Track| t.mid.is_none() && kind_of(&t.info) == section.kind && !t.is_resting();
         let by_cid = p.tracks.iter().filter(pending).find(|t| Some(t.cid.as_str()) == cid).map(|t| t.id);
-        let by_kind = || p.tracks.iter().find(pending).map(|t| t.id);
+        // Clients that know no cid; not what another section names, and never a backup.
+        let is_named = |t: &Track| sending.iter().any(|s| s.msid.as_ref().is_some_and(|(_, track)| *track == t.cid));
+        let by_kind = || p.tracks.iter().filter(pending).find(|t| !t.is_backup && !is_named(t)).map(|t| t.id);
         let Some(id) = by_cid.or_else(by_kind) else { continue };
         if let Some(track) = p.tracks.iter_mut().find(|t| t.id == id) {
             track.mid = Some(section.mid.clone());

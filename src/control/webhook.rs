@@ -6,24 +6,18 @@
 
 use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
+use super::outbound::{self, Https};
+use arc_swap::ArcSwap;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use hickory_resolver::TokioResolver;
 use http_body_util::Full;
 use hyper::body::Bytes;
 use hyper::header::{AUTHORIZATION, CONTENT_TYPE};
 use hyper::{Request, Uri};
-use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
-use hyper_util::client::legacy::connect::dns::Name;
-use hyper_util::rt::TokioExecutor;
 use livekit_protocol as proto;
 use std::collections::{HashMap, VecDeque};
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering::Relaxed};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant, SystemTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -109,32 +103,27 @@ struct Line {
 
 struct Teller {
     urls: Vec<Uri>,
-    /// The API key that signs; `None` is the first one.
-    key: Option<String>,
+    /// The API key that signs; empty is the first one.
+    signer: Arc<ArcSwap<String>>,
     keys: Keys,
-    client: Client<HttpsConnector<HttpConnector<Resolver>>, Full<Bytes>>,
+    client: Https<Full<Bytes>>,
     gauges: Arc<Gauges>,
 }
 
-/// Sets up telling `urls`, signed by `key` or, if that is empty, the first one. The events' end, and the one that delivers.
-pub fn start(urls: &[String], key: &str, keys: &Keys, gauges: &Arc<Gauges>) -> Result<(Events, Option<Deliverer>), String> {
+/// Sets up telling `urls`, signed by the key that `signer` names. The events' end, and the one that delivers.
+pub fn start(
+    urls: &[String],
+    signer: &Arc<ArcSwap<String>>,
+    keys: &Keys,
+    gauges: &Arc<Gauges>,
+) -> Result<(Events, Option<Deliverer>), String> {
     if urls.is_empty() {
         return Ok((Events::none(Arc::clone(gauges)), None));
     }
     let urls = urls.iter().map(|u| u.parse::<Uri>().map_err(|e| format!("webhooks.urls: {u:?}: {e}"))).collect::<Result<_, _>>()?;
-    let mut http = HttpConnector::new_with_resolver(Resolver::system()?);
-    http.enforce_http(false);
-    http.set_connect_timeout(Some(ANSWER_WITHIN));
-    let https = HttpsConnectorBuilder::new()
-        .with_native_roots()
-        .map_err(|e| format!("webhooks: the system's certificates cannot be read: {e}"))?
-        .https_or_http()
-        .enable_http1()
-        .wrap_connector(http);
-    let client = Client::builder(TokioExecutor::new()).pool_max_idle_per_host(8).build(https);
+    let client = outbound::client(None).map_err(|e| format!("webhooks: {e}"))?;
     let (sender, queue) = mpsc::channel(EVENTS_MAX);
-    let key = Some(key.to_owned()).filter(|key| !key.is_empty());
-    let teller = Teller { urls, key, keys: keys.clone(), client, gauges: Arc::clone(gauges) };
+    let teller = Teller { urls, signer: Arc::clone(signer), keys: keys.clone(), client, gauges: Arc::clone(gauges) };
     let busy = vec![0; teller.urls.len()];
     let deliverer = Deliverer { queue, teller: Arc::new(teller), lines: HashMap::new(), busy };
     Ok((Events { queue: Some(sender), gauges: Arc::clone(gauges), missed: Arc::default() }, Some(deliverer)))
@@ -250,37 +239,8 @@ impl Teller {
     fn signature(&self, body: &[u8]) -> Option<String> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
         let sha256 = STANDARD.encode(crate::crypto::digest("sha-256", body)?);
-        let iss = self.key.clone().or_else(|| self.keys.first())?;
+        let named = Some(self.signer.load().to_string()).filter(|key| !key.is_empty());
+        let iss = named.or_else(|| self.keys.first())?;
         self.keys.sign(&Claims { iss, exp: now + SIGNED_FOR_S, nbf: Some(now), sha256, ..Claims::default() })
-    }
-}
-
-/// Looks names up without the C library, which a static binary cannot do with confidence.
-#[derive(Clone)]
-struct Resolver(Arc<TokioResolver>);
-
-impl Resolver {
-    fn system() -> Result<Self, String> {
-        let built = TokioResolver::builder_tokio().and_then(|b| b.build());
-        Ok(Self(Arc::new(built.map_err(|e| format!("webhooks: names cannot be resolved: {e}"))?)))
-    }
-}
-
-impl tower::Service<Name> for Resolver {
-    type Response = std::vec::IntoIter<SocketAddr>;
-    type Error = std::io::Error;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, name: Name) -> Self::Future {
-        let resolver = Arc::clone(&self.0);
-        Box::pin(async move {
-            let found = resolver.lookup_ip(name.as_str()).await.map_err(std::io::Error::other)?;
-            let addresses: Vec<SocketAddr> = found.iter().map(|ip| SocketAddr::new(ip, 0)).collect();
-            Ok(addresses.into_iter())
-        })
     }
 }

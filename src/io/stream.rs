@@ -1,7 +1,7 @@
 //! One accepted TCP connection: told apart by its first bytes, TLS where it asks for it, then frames both ways.
 //!
 //! ```text
-//! Telling ──0x16 0x03──> Hello ──ALPN h2, http/1.1──> handed over as read, no key touched
+//! Telling ──0x16 0x03──> Hello ──ALPN h2, http/1.1, acme──> handed over as read, no key touched
 //!    │                     └──no such ALPN──> TLS handshake, then Telling again inside
 //!    ├──STUN cookie at 4──> Framed(Turn)       ├──cookie at 6──> Framed(Rfc4571)       └──method──> handed over
 //! ```
@@ -27,6 +27,8 @@ pub const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may carry neither an allocation nor a session.
 pub const USE_WITHIN: Duration = Duration::from_secs(30);
 /// Read from a socket at a time, and in one turn.
+/// Protocols that are the control plane's: HTTP, and a certificate authority's question (RFC 8737).
+const HTTP: [&[u8]; 3] = [b"h2", b"http/1.1", b"acme-tls/1"];
 const READ: usize = 16 * 1024;
 const READS_PER_TURN: usize = 4;
 /// Longest ClientHello.
@@ -256,7 +258,7 @@ impl Stream {
                     return Err(Why::Tls);
                 }
                 let Some(accepted) = acceptor.accept().map_err(|_| Why::Tls)? else { return Ok(None) };
-                let wants_http = accepted.client_hello().alpn().into_iter().flatten().any(|p| p == b"h2" || p == b"http/1.1");
+                let wants_http = accepted.client_hello().alpn().into_iter().flatten().any(|p| HTTP.contains(&p));
                 if wants_http {
                     return if self.turn_only { Err(Why::UnknownOpening) } else { Ok(Some(Turn::Http)) };
                 }

@@ -547,6 +547,8 @@ impl Session {
         padded_to: usize,
         slot: &mut [u8],
     ) -> Option<usize> {
+        #[cfg(any(test, feature = "sim"))]
+        assert!(!self.is_broken, "broken by a test");
         let (_, sender) = self.keys.as_ref()?;
         let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
         let format = media.format.among(&outgoing.plan.formats)?;

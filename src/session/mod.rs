@@ -57,6 +57,8 @@ pub enum End {
     PeerClosed,
     /// The client does not take its reliable messages.
     DataStalled,
+    /// Our own fault.
+    Panicked,
 }
 
 /// Why a packet of this participant came to nothing. Each is a counter.
@@ -142,6 +144,9 @@ pub enum Effect {
 pub struct Session {
     pub id: SessionId,
     state: State,
+    /// It fails at its next packet, for tests of what happens then.
+    #[cfg(any(test, feature = "sim"))]
+    pub is_broken: bool,
     anchor: Anchor,
     identity: Identity,
     ice: Ice,
@@ -193,6 +198,8 @@ impl Session {
     pub fn new(now: Instant, id: SessionId, anchor: Anchor, identity: Identity, local: &Credentials, rtcp_ssrc: u32) -> Self {
         Self {
             id,
+            #[cfg(any(test, feature = "sim"))]
+            is_broken: false,
             state: State::Checking,
             anchor,
             identity,

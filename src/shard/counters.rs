@@ -95,6 +95,8 @@ counters! {
     DataMessages "data_messages_forwarded" "",
     SessionsOpened "sessions" "opened",
     SessionsClosed "sessions" "closed",
+    /// Ended because working for them panicked.
+    SessionsPanicked "sessions" "panicked",
 
     RefusedConnectionsFull "connection_refusals" "connections_per_worker",
     RefusedHalfOpen "connection_refusals" "half_open_per_address",
@@ -163,6 +165,8 @@ counters! {
     DropDataNoChannel "drops" "data_no_channel",
     /// Of a data track that nobody subscribes to, or that was not published.
     DropDataTrackUnknown "drops" "data_track_unknown",
+    /// Working on it panicked; its session was ended.
+    DropSessionPanicked "drops" "session_panicked",
     DropSendFailed "drops" "udp_send_failed",
 }
 

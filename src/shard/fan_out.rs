@@ -60,6 +60,7 @@ impl Shard {
     /// A packet of a publisher that lives here.
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
         // What it brought along is gone with it.
+        self.at_work = Some(publisher);
         let recovered = self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default();
         if self.silenced.contains(&media.track) {
             self.counters.count(Counter::DropSilenced);
@@ -246,6 +247,7 @@ impl Shard {
     }
 
     fn forward(&mut self, now: Now, hearer: SessionId, media: &Media, packet: &[u8], passage: Passage, padded_to: usize) {
+        self.at_work = Some(hearer);
         let Some(session) = self.sessions.get_mut(&hearer) else { return };
         let mut asks = false;
         let Some(path) = session.path() else { return };
@@ -285,6 +287,7 @@ impl Shard {
 
     /// A hearer missed a packet.
     pub(super) fn resend(&mut self, now: Now, hearer: SessionId, track: TrackId, layer: u8, sequence: u64) {
+        self.at_work = Some(hearer);
         let Some(session) = self.sessions.get_mut(&hearer) else { return };
         self.store.reach(session.rtt());
         let Some((media, packet)) = self.store.get(track, layer, sequence) else {
@@ -314,6 +317,7 @@ impl Shard {
             return self.say(home, room_id, track, Word::KeyFrame(layer));
         }
         let Some(publisher) = room.publication(track).map(|p| p.publisher) else { return };
+        self.at_work = Some(publisher);
         let Some(session) = self.sessions.get_mut(&publisher) else { return };
         self.counters.count(Counter::KeyFramesAsked);
         let mut effects = std::mem::take(&mut self.session_effects);

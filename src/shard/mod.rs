@@ -8,6 +8,7 @@
 pub mod counters;
 pub mod egress;
 mod fan_out;
+mod guard;
 pub mod mail;
 mod rooms;
 mod store;
@@ -91,6 +92,8 @@ pub struct Shard {
     turn_reply: Vec<u8>,
     turn_effects: Vec<turn::Effect>,
     session_effects: Vec<session::Effect>,
+    /// The session that is being worked for: if that panics, it is to blame.
+    at_work: Option<SessionId>,
 }
 
 struct Place {
@@ -129,6 +132,7 @@ impl Shard {
             turn_reply: Vec::new(),
             turn_effects: Vec::new(),
             session_effects: Vec::new(),
+            at_work: None,
             config,
         }
     }
@@ -161,7 +165,7 @@ impl Shard {
     /// One datagram from a socket of this worker.
     pub fn handle_datagram(&mut self, now: Now, carrier: Carrier, buf: PacketBuf) {
         self.counters.count(Counter::DatagramsIn);
-        self.datagram(now, carrier, buf, None);
+        self.guarded_packet(|shard| shard.datagram(now, carrier, buf, None));
     }
 
     /// `from` is the worker whose socket it came to, when that is not this one.
@@ -200,8 +204,12 @@ impl Shard {
     }
 
     /// One whole frame of a connection. Afterwards the connection may have moved: see [`Shard::knows_stream`].
-    pub fn handle_frame(&mut self, now: Now, stream: StreamId, mut buf: PacketBuf) {
+    pub fn handle_frame(&mut self, now: Now, stream: StreamId, buf: PacketBuf) {
         self.counters.count(Counter::FramesIn);
+        self.guarded_packet(|shard| shard.frame(now, stream, buf));
+    }
+
+    fn frame(&mut self, now: Now, stream: StreamId, mut buf: PacketBuf) {
         let Some(state) = self.streams.get(&stream) else {
             self.counters.count(Counter::DropUnknownStream);
             return self.pool.put(buf);
@@ -249,6 +257,10 @@ impl Shard {
 
     /// A connection that another worker accepted and that belongs here.
     pub fn adopt_stream(&mut self, now: Now, stream: StreamId, cargo: StreamCargo) {
+        self.guarded_packet(|shard| shard.adopt(now, stream, cargo));
+    }
+
+    fn adopt(&mut self, now: Now, stream: StreamId, cargo: StreamCargo) {
         let StreamCargo { state, allocation, mut delivered, peer } = cargo;
         let remote = state.remote;
         if !state.queue.is_empty() {
@@ -279,6 +291,10 @@ impl Shard {
     }
 
     pub fn stream_closed(&mut self, now: Now, stream: StreamId) {
+        self.guarded(|shard| shard.lose_stream(now, stream));
+    }
+
+    fn lose_stream(&mut self, now: Now, stream: StreamId) {
         if self.streams.remove(&stream).is_none() {
             return;
         }
@@ -418,6 +434,7 @@ impl Shard {
             DatagramKind::ChannelData | DatagramKind::Unknown | DatagramKind::Stun => return Outcome::Drop(Counter::DropUnknownKind),
         }
         let Some(id) = session else { return Outcome::Drop(Counter::DropUnknownTuple) };
+        self.at_work = Some(id);
         let outcome = match kind {
             DatagramKind::Dtls => self.dtls(now, id, path, packet),
             _ if demux::is_rtcp(packet) => self.rtcp(now, id, path, packet),
@@ -462,6 +479,7 @@ impl Shard {
                 _ => Outcome::Drop(Counter::DropUnknownUfrag),
             };
         };
+        self.at_work = Some(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Outcome::Drop(Counter::DropUnknownUfrag) };
         let mut effects = std::mem::take(&mut self.session_effects);
         let outcome = session.handle_check(now.mono, path, seen_as, &check, &mut effects);
@@ -538,6 +556,7 @@ impl Shard {
 
     /// Carries out what a session asked for, and puts the vector back for the next call.
     fn drain_session(&mut self, now: Now, id: SessionId, mut effects: Vec<session::Effect>) {
+        self.at_work = Some(id);
         // Reports to hearers come out of other sessions while this one's effects are carried out.
         let mut ended = false;
         for effect in effects.drain(..) {
@@ -663,8 +682,14 @@ impl Shard {
                 self.send(now, route, &bytes);
             }
         }
-        for path in session.paths() {
-            self.drop_path(id, path);
+        let paths: Vec<PathId> = session.paths().collect();
+        self.forget_session(id, &paths);
+    }
+
+    /// A session is gone: nothing leads to it any more.
+    fn forget_session(&mut self, id: SessionId, paths: &[PathId]) {
+        for path in paths {
+            self.drop_path(id, *path);
         }
         if let Some(place) = self.places.remove(&id) {
             for ufrag in &place.ufrags {
@@ -708,6 +733,13 @@ impl Shard {
     /// A parcel from another worker.
     pub fn handle_parcel(&mut self, now: Now, from: WorkerId, parcel: Parcel) {
         match parcel {
+            Parcel::Datagram { carrier, buf } => self.guarded_packet(|shard| shard.datagram(now, carrier, buf, Some(from))),
+            other => drop(self.guarded(|shard| shard.parcel(now, from, other))),
+        }
+    }
+
+    fn parcel(&mut self, now: Now, from: WorkerId, parcel: Parcel) {
+        match parcel {
             Parcel::Datagram { carrier, buf } => self.datagram(now, carrier, buf, Some(from)),
             Parcel::Confirm { carrier } => self.table.confirm(carrier, from),
             Parcel::Withdraw { carrier } => self.table.withdraw(carrier, from),
@@ -730,10 +762,17 @@ impl Shard {
 
     /// Does everything that is due, and gives what this turn brought to its hearers.
     pub fn wake(&mut self, now: Now) {
-        self.fan_out(now);
+        self.guarded(|shard| {
+            shard.fan_out(now);
+            shard.do_due(now);
+        });
+    }
+
+    fn do_due(&mut self, now: Now) {
         while let Some(timer) = self.timers.pop_due(now.mono) {
             match timer {
                 Timer::Session(id) => {
+                    self.at_work = Some(id);
                     if let Some(session) = self.sessions.get_mut(&id) {
                         let mut effects = std::mem::take(&mut self.session_effects);
                         session.wake(now.mono, &mut effects);

@@ -18,6 +18,10 @@ const FOR_SERVER_A_SECOND: u32 = 50;
 
 impl Shard {
     pub fn handle_command(&mut self, now: Now, command: Command) {
+        self.guarded(|shard| shard.command(now, command));
+    }
+
+    fn command(&mut self, now: Now, command: Command) {
         match command {
             Command::Open { session, room, credentials, identity, sid, can_publish_data, hears_data, opens_channels } => {
                 let rtcp_ssrc = self.secrets.u64() as u32 | 1;
@@ -72,6 +76,7 @@ impl Shard {
             }
             Command::Send { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
             Command::Apply { session: id, plan } => {
+                self.at_work = Some(id);
                 if let (Some(session), Some(place)) = (self.sessions.get_mut(&id), self.places.get_mut(&id)) {
                     if !place.ufrags.contains(&plan.credentials.ufrag) {
                         // An ICE restart: the generation before the last is over.
@@ -170,6 +175,7 @@ impl Shard {
         let Some(place) = self.places.get_mut(&id) else { return };
         let Some(member) = place.stepped_out.take() else { return };
         self.rooms.entry(place.room).or_default().join(member);
+        self.at_work = Some(id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.await_return(now.mono);
         if let Some(path) = session.path() {
@@ -230,6 +236,7 @@ impl Shard {
         let (Some(room), Ok(destinations)) = (self.rooms.get(&room), data_packet::destinations(stamped)) else { return };
         let receivers: Vec<SessionId> = room.data_receivers(from, &destinations).collect();
         for receiver in receivers {
+            self.at_work = Some(receiver);
             if let Some(session) = self.sessions.get_mut(&receiver) {
                 let mut effects = Vec::new();
                 self.counters.count(fate(session.send_data(now.mono, delivery, stamped, &mut effects)));
@@ -259,6 +266,7 @@ impl Shard {
 
     pub(super) fn pass_data_track(&mut self, now: Now, hearers: &[(SessionId, u16)], mut packet: Vec<u8>) {
         for (hearer, handle) in hearers {
+            self.at_work = Some(*hearer);
             let Some(session) = self.sessions.get_mut(hearer) else { continue };
             data_track::set_handle(&mut packet, *handle);
             let mut effects = Vec::new();

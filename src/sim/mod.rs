@@ -175,6 +175,12 @@ impl World {
         self.seats.is_empty()
     }
 
+    /// What the server does for this peer fails from now on, as by a bug.
+    pub fn break_session(&mut self, at: usize) {
+        let Seat { owner, session, .. } = self.seats[at];
+        self.shards[usize::from(owner.0)].break_session(session);
+    }
+
     /// From now on nothing of this peer arrives: it was killed, or its network was.
     pub fn silence(&mut self, at: usize) {
         self.seats[at].is_silent = true;

@@ -338,7 +338,8 @@ fn rids(attributes: &[Attribute]) -> Vec<String> {
 
 /// Names that senders give their encodings, lowest first: a quarter, a half and the full size; low, medium and high; and
 /// numbers, of which 0 is the full size (OBS).
-const LADDERS: [[&str; 3]; 5] = [["q", "h", "f"], ["l", "m", "h"], ["2", "1", "0"], ["lo", "mid", "hi"], ["low", "medium", "high"]];
+const LADDERS: [[&str; 3]; 6] =
+    [["q", "h", "f"], ["l", "m", "h"], ["2", "1", "0"], ["r0", "r1", "r2"], ["lo", "mid", "hi"], ["low", "medium", "high"]];
 
 /// Encodings in the order of their layers. What their names do not tell, their order does: the first one is the most
 /// preferred (RFC 8853 §5.2).
@@ -367,6 +368,7 @@ mod tests {
             ("0;1;2", "2;1;0"),
             ("2;1;0", "2;1;0"),
             ("0;1", "1;0"),
+            ("r0;r1;r2", "r0;r1;r2"),
             ("high;low", "low;high"),
             ("big;middle;small", "small;middle;big"),
             ("~q;h,x;f", "q;h;f"),

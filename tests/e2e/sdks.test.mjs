@@ -304,7 +304,7 @@ test("playout delay: pictures wait as long as the room says", TEST, async () => 
   };
   await service.createRoom({ name: "held back", minPlayoutDelay: 700, maxPlayoutDelay: 1_000 });
   const [usual, heldBack] = [await waits("not held back"), await waits("held back")];
-  assert.ok(heldBack > 0.55 && heldBack < 1.2 && usual < 0.4, `${usual} s, held back ${heldBack} s`);
+  assert.ok(heldBack > 0.55 && heldBack - usual > 0.3, `${usual} s, held back ${heldBack} s`);
 });
 
 test("data tracks of the current SDK; calls by the room service to a page", TEST, async () => {

@@ -23,8 +23,9 @@ pub(super) fn sign(state_dir: &Path, names: &[String]) -> Result<Loaded, String>
             params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
             let cert = params.self_signed(&key).map_err(failed)?.pem();
             fs::create_dir_all(state_dir).map_err(|e| format!("tls.state_dir: cannot make {}: {e}", state_dir.display()))?;
-            write(&cert_path, &cert, 0o644)?;
-            write(&key_path, &key.serialize_pem(), 0o600)?;
+            let failed = |path: &Path, e: std::io::Error| format!("tls.state_dir: cannot write {}: {e}", path.display());
+            fs::write(&cert_path, &cert).map_err(|e| failed(&cert_path, e))?;
+            super::write_private(&key_path, &key.serialize_pem()).map_err(|e| failed(&key_path, e))?;
             (cert, key)
         }
     };
@@ -38,12 +39,4 @@ pub(super) fn sign(state_dir: &Path, names: &[String]) -> Result<Loaded, String>
     let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| format!("{}: {e}", cert_path.display()))?;
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| format!("self-signed certificate: {e}"))?;
     Ok(Loaded { chain: vec![leaf.der().clone(), ca], key, authority: Some(cert_path) })
-}
-
-fn write(path: &Path, text: &str, mode: u32) -> Result<(), String> {
-    use std::io::Write;
-    use std::os::unix::fs::OpenOptionsExt;
-    let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(mode).open(path);
-    let written = file.and_then(|mut f| f.write_all(text.as_bytes()));
-    written.map_err(|e| format!("tls.state_dir: cannot write {}: {e}", path.display()))
 }

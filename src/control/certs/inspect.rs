@@ -62,6 +62,13 @@ pub(super) fn look(chain: &[CertificateDer<'_>], domain: &str, now: SystemTime) 
     found
 }
 
+/// From when until when the first certificate of a chain is valid.
+pub(super) fn lifetime(chain: &[CertificateDer<'_>]) -> Option<(SystemTime, SystemTime)> {
+    let leaf = Certificate::from_der(chain.first()?).ok()?;
+    let validity = leaf.tbs_certificate().validity();
+    Some((moment(validity.not_before), moment(validity.not_after)))
+}
+
 /// Names and addresses that a certificate is for.
 fn names(leaf: &Certificate) -> Vec<String> {
     let extension = leaf.tbs_certificate().get_extension::<SubjectAltName>();

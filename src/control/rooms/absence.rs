@@ -3,7 +3,7 @@
 
 use super::permissions::is_allowed;
 use super::quality::Scores;
-use super::{Dialogue, Down, Hearing, Participant, Rooms, joining::leave, mono};
+use super::{Dialogue, Down, Hearing, Participant, Rooms, backup, joining::leave, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::auth::Claims;
 use crate::shard::mail::Command;
@@ -65,8 +65,9 @@ impl Rooms {
         // What it heard and is still there goes on where it was; the rest comes as to a newcomer.
         p.subscriptions.retain_mut(|s| {
             let publisher = room.participants.iter().find(|o| o.session == s.publisher);
-            let publisher = publisher.filter(|o| o.tracks.iter().any(|t| t.id == s.track && t.mid.is_some()));
+            let publisher = publisher.filter(|o| o.tracks.iter().any(|t| t.is_published() && t.info.sid == s.sid));
             s.is_routed = false;
+            publisher.into_iter().for_each(|o| backup::follow(s, &o.tracks));
             s.is_allowed = publisher.is_some_and(|o| is_allowed(o.listeners.as_ref(), &p.sid, &p.info.identity, &s.sid));
             if !s.is_allowed {
                 s.mid = None;

@@ -18,18 +18,20 @@ use livekit_protocol as proto;
 pub(in crate::control) struct Backup {
     track: TrackId,
     codec: Option<Codec>,
-    /// It is there.
-    is_published: bool,
-    /// It is there, and everybody is to take it.
-    pub(super) replaces: bool,
 }
 
 /// The backup of the track of this sid.
 pub(super) fn of(tracks: &[Track], sid: &str) -> Option<Backup> {
-    let found = tracks.iter().find(|t| t.is_backup && t.info.sid == sid)?;
-    let is_published = found.mid.is_some();
-    let replaces = is_published && found.info.backup_codec_policy != proto::BackupCodecPolicy::Simulcast as i32;
-    Some(Backup { track: found.id, codec: codec_of(&found.info), is_published, replaces })
+    tracks.iter().find(|t| t.is_backup && t.info.sid == sid).map(|t| Backup { track: t.id, codec: codec_of(&t.info) })
+}
+
+/// Brings a subscription up to date with what is published of its track: everybody may have gone over to the backup.
+pub(super) fn follow(subscription: &mut Subscription, tracks: &[Track]) {
+    let backup = tracks.iter().find(|t| t.is_backup && t.info.sid == subscription.sid);
+    if backup.is_some_and(|b| b.id != subscription.track && b.replaces()) {
+        subscription.fall_back();
+    }
+    subscription.is_published = tracks.iter().any(|t| t.id == subscription.track && t.mid.is_some());
 }
 
 /// A publisher is about to offer a backup: it is known by this cid from now on. What its track is like then.
@@ -64,6 +66,12 @@ impl Track {
     pub(in crate::control) fn rest(&mut self) {
         self.mid = None;
         self.cid.clear();
+        self.demand = Demand::of_none();
+    }
+
+    /// A backup that is there and that everybody is to take.
+    fn replaces(&self) -> bool {
+        self.is_backup && self.mid.is_some() && self.info.backup_codec_policy != proto::BackupCodecPolicy::Simulcast as i32
     }
 }
 
@@ -71,56 +79,48 @@ impl Subscription {
     /// Takes the backup, if there is one, in a section that is still to be found.
     pub(in crate::control) fn fall_back(&mut self) {
         if let Some(backup) = self.backup.take() {
-            (self.track, self.codec, self.is_published) = (backup.track, backup.codec, backup.is_published);
+            (self.track, self.codec, self.is_published) = (backup.track, backup.codec, false);
             (self.mid, self.is_routed) = (None, false);
         }
     }
 }
 
 impl Rooms {
-    /// Has publishers send the backups that a participant waits for. Whether one of them is there already.
-    pub(super) fn backups_needed(&mut self, session: SessionId) -> bool {
-        let Some(room) = self.room_of(session) else { return false };
+    /// Has publishers send the backups that a participant has fallen back to; those that are there already it may have.
+    pub(super) fn demand_backups(&mut self, session: SessionId) {
+        let Some(room) = self.room_of(session) else { return };
         let published: Vec<TrackId> =
             room.participants.iter().flat_map(|p| &p.tracks).filter(|t| t.is_backup && t.mid.is_some()).map(|t| t.id).collect();
-        let Some(p) = self.participant(session) else { return false };
+        let Some(p) = self.participant(session) else { return };
         let mut wanted = Vec::new();
-        let mut is_there = false;
         for s in p.subscriptions.iter_mut().filter(|s| !s.is_published) {
             s.is_published = published.contains(&s.track);
-            is_there |= s.is_published;
             wanted.push((s.publisher, s.track, s.layer_wanted()));
         }
         for (publisher, track, layer) in wanted {
             self.layer_wanted(publisher, track, layer);
         }
-        is_there
     }
 
     /// What a participant has offered brings its backups to those who wait for them, and to all others that are to take them.
     pub(super) fn backups_published(&mut self, publisher: SessionId) {
-        let Some(p) = self.participant(publisher) else { return };
-        let backups: Vec<(String, Backup)> = p
-            .tracks
-            .iter()
-            .filter(|t| t.is_backup && t.mid.is_some())
-            .filter_map(|t| Some((t.info.sid.clone(), of(&p.tracks, &t.info.sid)?)))
-            .collect();
         let Some(room) = self.room_of(publisher) else { return };
+        let published = room.participants.iter().flat_map(|p| &p.tracks).filter(|t| t.is_backup && t.mid.is_some());
+        let published: Vec<(String, TrackId, bool)> = published.map(|t| (t.info.sid.clone(), t.id, t.replaces())).collect();
         let (mut waited, mut replaced) = (Vec::new(), Vec::new());
-        for (sid, backup) in &backups {
-            for p in &mut room.participants {
-                let Some(s) = p.subscriptions.iter_mut().find(|s| s.sid == *sid) else { continue };
-                if s.track != backup.track && backup.replaces {
-                    replaced.push((p.session, s.track, *backup));
-                } else if s.track == backup.track && !s.is_published {
+        for p in &mut room.participants {
+            for s in &mut p.subscriptions {
+                let Some((_, backup, replaces)) = published.iter().find(|(sid, ..)| *sid == s.sid) else { continue };
+                if s.track != *backup && *replaces {
+                    replaced.push((p.session, s.track));
+                } else if s.track == *backup && !s.is_published {
                     s.is_published = true;
                     waited.push(p.session);
                 }
             }
         }
-        for (session, track, backup) in replaced {
-            self.replace(session, track, backup);
+        for (session, track) in replaced {
+            self.replace(session, track);
         }
         for session in waited {
             self.negotiate_hearing(session);
@@ -128,15 +128,15 @@ impl Rooms {
     }
 
     /// A participant takes the backup of a track from now on, where it had the track.
-    fn replace(&mut self, session: SessionId, track: TrackId, backup: Backup) {
+    fn replace(&mut self, session: SessionId, track: TrackId) {
         let (ssrc, rtx) = self.ssrcs();
         let Some(room) = self.room_of(session).map(|r| r.id) else { return };
         let Some(p) = self.participant(session) else { return };
         let (worker, ear, is_offered, is_player) = (p.worker, p.ear(), p.subscriber.is_some(), p.dialogue == Dialogue::OneShot);
         let Some(s) = p.subscriptions.iter_mut().find(|s| s.track == track) else { return };
         let mid = s.mid.take();
-        s.backup = Some(backup);
         s.fall_back();
+        s.is_published = true;
         // A browser takes up a source that is new to it from its first packet; a player knows no other than its section's.
         if !is_player {
             (s.ssrc, s.rtx) = (ssrc, rtx);

@@ -27,6 +27,8 @@ use std::time::Duration;
 const TOKEN_INTERVAL: Duration = Duration::from_secs(300);
 const TOKEN_LIFETIME_S: u64 = 600;
 
+/// How long nothing is published in a room before a server that drains sends everybody in it on: who joins anew publishes soon.
+const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Abilities that a client may name; everybody is told them.
 const CAPABILITIES_MAX: usize = 32;
 /// Revocations that a room keeps.
@@ -84,7 +86,7 @@ impl Rooms {
         if !self.may_join(&claims) {
             return Err(JoinError::RoomMissing);
         }
-        if self.is_draining && !self.rooms.contains_key(&name) {
+        if self.refuses_room(&name) {
             return Err(JoinError::Draining);
         }
         let permission = permission_of(&claims);
@@ -225,6 +227,7 @@ impl Rooms {
             empty_since: Some(mono()),
             was_joined: false,
             nonces: VecDeque::new(),
+            idle_since: None,
             revoked: HashMap::new(),
             unstable: HashMap::new(),
         };
@@ -453,16 +456,32 @@ impl Rooms {
         Some((name, gone))
     }
 
+    /// Whether a room is refused because the server is about to stop.
+    pub fn refuses_room(&self, name: &str) -> bool {
+        self.is_draining && !self.rooms.contains_key(name)
+    }
+
     /// The server is about to stop: no room is opened any more.
     pub fn drain(&mut self) {
         self.is_draining = true;
     }
 
-    /// While the server drains: sends on those who lose nothing by it, everybody in rooms where nothing is published. How
-    /// many participants are left.
+    /// While the server drains: sends on those who lose nothing by it, everybody in rooms where nothing is published for a
+    /// while. How many participants are left, those included who may still resume.
     pub fn send_on_idle(&mut self) -> usize {
-        let is_idle = |room: &Room| room.participants.iter().all(|p| p.info.tracks.is_empty());
-        let idle: Vec<String> = self.rooms.iter().filter(|(_, room)| is_idle(room)).map(|(name, _)| name.clone()).collect();
+        let now = mono();
+        let mut idle = Vec::new();
+        for (name, room) in &mut self.rooms {
+            let publishes = |p: &Participant| !p.info.tracks.is_empty() || !p.info.data_tracks.is_empty();
+            if room.absent.is_empty() && !room.participants.iter().any(publishes) {
+                let since = *room.idle_since.get_or_insert(now);
+                if room.participants.is_empty() || now.duration_since(since) >= IDLE_FOR {
+                    idle.push(name.clone());
+                }
+            } else {
+                room.idle_since = None;
+            }
+        }
         for name in idle {
             let sessions: Vec<SessionId> = self.rooms.get(&name).into_iter().flat_map(|r| &r.participants).map(|p| p.session).collect();
             for session in sessions {
@@ -470,7 +489,7 @@ impl Rooms {
             }
             self.finish(&name);
         }
-        self.rooms.values().map(|room| room.participants.len()).sum()
+        self.rooms.values().map(|room| room.participants.len() + room.absent.len()).sum()
     }
 
     /// Everybody out: the server stops.

@@ -171,9 +171,12 @@ impl Rooms {
 
     pub(super) fn media_ended(&mut self, session: SessionId, end: End, detail: &str) {
         let reason = match end {
-            End::HandshakeFailed | End::FingerprintMismatch | End::DataStalled => proto::DisconnectReason::MediaFailure,
+            End::HandshakeFailed | End::FingerprintMismatch | End::DataStalled | End::Panicked => proto::DisconnectReason::MediaFailure,
             End::PeerClosed => proto::DisconnectReason::ClientInitiated,
         };
+        if end == End::Panicked {
+            tracing::error!(session = session.0, detail, "a session failed by a fault of the server's and was ended; please report it");
+        }
         tracing::info!(session = session.0, ?end, detail, "media ended");
         self.absent_ended(session);
         self.expel(session, reason, Action::Reconnect);

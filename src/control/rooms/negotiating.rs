@@ -154,7 +154,7 @@ impl Rooms {
             self.route_published(key, track);
         }
         self.cannot_decode(key, refused);
-        self.backups_needed(key);
+        self.demand_backups(key);
         self.route_assigned(key);
         self.unpublished(key, &unpublished);
         self.backups_published(key);
@@ -290,8 +290,10 @@ impl Rooms {
         self.mail(worker, Command::Apply { session: ear, plan: Box::new(plan) });
         self.route_assigned(key);
         self.cannot_decode(key, refused);
+        self.demand_backups(key);
         // A backup may be there already.
-        if self.backups_needed(key) || is_stale {
+        let waits = self.participant(key).is_some_and(|p| p.subscriptions.iter().any(Subscription::waits_for_section));
+        if is_stale || waits {
             self.offer_tracks(key);
         }
     }

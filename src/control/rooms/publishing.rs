@@ -32,7 +32,7 @@ impl Rooms {
             Some((Reason::LimitExceeded, "a request for a track has at most 16 KiB"))
         } else if request.name.len() > TRACK_NAME_MAX || request.cid.len() > CID_MAX {
             Some((Reason::LimitExceeded, "a track's name and cid have at most 256 bytes"))
-        } else if p.tracks.iter().any(|t| t.mid.is_none() && t.cid == request.cid) {
+        } else if p.tracks.iter().any(|t| t.mid.is_none() && !t.is_resting() && t.cid == request.cid) {
             Some((Reason::Queued, "this cid is being published already"))
         } else if !request.sid.is_empty() && !p.tracks.iter().any(|t| t.is_backup && t.info.sid == request.sid) {
             Some((Reason::NotFound, "there is no such track that has another codec"))
@@ -175,7 +175,7 @@ impl Rooms {
         let Some(name) = self.places.get(&session).cloned() else { return };
         let Some(p) = self.participant(session) else { return };
         let key = p.session;
-        let bound: Vec<proto::TrackInfo> = p.tracks.iter().filter(|t| t.is_published_as(&t.info.sid)).map(|t| t.info.clone()).collect();
+        let bound: Vec<proto::TrackInfo> = p.tracks.iter().filter(|t| t.is_published()).map(|t| t.info.clone()).collect();
         if bound == p.info.tracks {
             return;
         }
@@ -212,7 +212,14 @@ impl Rooms {
         for track in gone.iter().filter(|_| is_active) {
             self.event("track_unpublished", &name, Some(&info), Some(track));
         }
-        self.forget_tracks(&name, tracks);
+        let lost = self.forget_tracks(&name, tracks);
+        // Of a track whose backup alone has ended they have the track itself.
+        for (hearer, sid) in lost {
+            if self.participant(session).is_some_and(|p| p.tracks.iter().any(|t| t.is_published() && t.info.sid == sid)) {
+                self.subscribe(hearer, &sid);
+                self.negotiate_hearing(hearer);
+            }
+        }
     }
 
     /// Takes a track from its publisher, who is told.

@@ -185,7 +185,7 @@ impl Rooms {
     /// A client is back: what it was told of its layers may have been lost.
     pub(super) fn tell_layers(&mut self, session: SessionId) {
         let Some(p) = self.participant(session) else { return };
-        let videos = p.tracks.iter().filter(|t| t.is_published_as(&t.info.sid) && is_video(&t.info));
+        let videos = p.tracks.iter().filter(|t| t.is_published() && is_video(&t.info));
         let updates: Vec<_> = videos.map(|t| quality_update(&p.tracks, &t.info.sid)).collect();
         for update in updates {
             self.tell(session, Down::SubscribedQualityUpdate(update));

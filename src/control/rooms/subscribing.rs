@@ -38,8 +38,7 @@ impl Rooms {
         let sync_streams = room.sync_streams;
         let Some(me) = room.participants.iter().find(|p| p.session == session) else { return false };
         let found = room.participants.iter().filter(|p| p.session != session).find_map(|p| {
-            let track = p.tracks.iter().find(|t| t.is_published_as(track_sid))?;
-            let backup = backup::of(&p.tracks, track_sid);
+            let track = p.tracks.iter().find(|t| t.is_published() && t.info.sid == track_sid)?;
             let mut subscription = Subscription {
                 track: track.id,
                 sid: track_sid.to_owned(),
@@ -49,7 +48,7 @@ impl Rooms {
                 home: p.worker,
                 kind: kind_of(&track.info),
                 codec: codec_of(&track.info),
-                backup,
+                backup: backup::of(&p.tracks, track_sid),
                 is_published: true,
                 redundancy: voice_of(&track.info).redundancy,
                 ssrc,
@@ -61,9 +60,7 @@ impl Rooms {
                 layer_max: 2,
                 temporal_max: TEMPORAL_ALL,
             };
-            if backup.is_some_and(|b| b.replaces) {
-                subscription.fall_back();
-            }
+            backup::follow(&mut subscription, &p.tracks);
             Some(subscription)
         });
         let Some(subscription) = found else { return false };
@@ -130,20 +127,21 @@ impl Rooms {
         self.negotiate_hearing(session);
     }
 
-    /// Tracks that are no more: nobody subscribes to them any longer.
-    pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) {
-        let Some(room) = self.rooms.get_mut(room) else { return };
-        let mut losers = Vec::new();
+    /// Tracks that are no more: nobody subscribes to them any longer. Who did, and under which sid.
+    pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) -> Vec<(SessionId, String)> {
+        let Some(room) = self.rooms.get_mut(room) else { return Vec::new() };
+        let (mut lost, mut losers) = (Vec::new(), Vec::new());
         for p in &mut room.participants {
-            let before = p.subscriptions.len();
-            p.subscriptions.retain(|s| !tracks.contains(&s.track));
-            if p.subscriptions.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
+            let before = lost.len();
+            lost.extend(p.subscriptions.extract_if(.., |s| tracks.contains(&s.track)).map(|s| (p.session, s.sid)));
+            if lost.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
                 losers.push(p.session);
             }
         }
         for session in losers {
             self.negotiate_hearing(session);
         }
+        lost
     }
 
     /// A track flows to a hearer: at the first one its publisher is told soon.

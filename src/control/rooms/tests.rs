@@ -560,6 +560,28 @@ fn who_cannot_decode_a_picture_gets_its_other_codec_and_then_all_do() {
         want.sort_unstable_by_key(|(session, _)| session.0);
         assert_eq!(now, want);
 
+        // Who comes later to two peer connections and has no AV1 is offered what is there at once.
+        if !replaces {
+            let mut late = lab.try_join(claims("late"), true).expect("it joins");
+            let ours = first(late.told());
+            let answer = ours.sdp.replace("a=setup:actpass", "a=setup:active").replace("a=sendonly", "a=recvonly");
+            let answer = answer.replace("m=video 9", "m=video 0");
+            lab.rooms.answered(
+                late.session,
+                &proto::SessionDescription { r#type: "answer".into(), sdp: answer, id: ours.id, ..Default::default() },
+            );
+            assert!(first(late.told()).sdp.contains("VP8/90000"));
+        }
+        // The backup alone ends: who had it has the track itself again, and who cannot decode that asks for the backup anew.
+        ada.told();
+        lab.rooms.offer(ada.session, &offer(&both.replace(&again, &again.replace("a=sendonly", "a=inactive"))));
+        assert_eq!(lab.info(&ada).tracks.len(), 1);
+        lab.rooms.offer(bob.session, &offer(&poor));
+        let is_wanted = |m: &Down| matches!(m, Down::SubscribedQualityUpdate(u) if u.subscribed_codecs[1].qualities[0].enabled);
+        assert!(ada.told().iter().any(is_wanted), "it is asked for again");
+        lab.rooms.offer(eve.session, &offer(&receives));
+        assert!(sent(&lab.commands()).contains(&(eve.session, primary)) == replaces, "whoever had gone over is back");
+
         // It is muted by force in both codecs, and taken in both.
         lab.rooms.set_muted(ada.session, &sid, true, true);
         assert_eq!(lab.commands().iter().filter(|c| matches!(c, Command::Silence { is_silenced: true, .. })).count(), 2);

@@ -1,7 +1,7 @@
 // The real binary with a real config, in the server's namespace.
 
 import { execFileSync } from "node:child_process";
-import { mkdirSync, writeFileSync } from "node:fs";
+import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DOMAIN } from "./net.mjs";
 import { until } from "./until.mjs";
@@ -53,7 +53,7 @@ ${config}`,
   }
 
   signal(name) {
-    for (const pid of this.lab.in(this.lab.names.server, "pgrep", "-f", "postern run").trim().split("\n")) process.kill(Number(pid), name);
+    process.kill(Number(readFileSync(join(this.state, "postern.pid"), "utf8")), name);
   }
 
   get(path) {
