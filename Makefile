@@ -2,9 +2,12 @@
 
 SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
-PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl procps python3-venv \
+PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl openssl procps python3-venv \
   python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
+
+# With Go, other people's servers are among the tests.
+GO_SERVERS := $(if $(shell command -v go 2>/dev/null),target/pebble/pebble)
 
 .PHONY: run test check deps web e2e e2e-deps scenarios compare
 
@@ -49,7 +52,11 @@ deps:
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) && { systemctl disable --now tinyproxy >/dev/null 2>&1 || true; }; \
 	  else echo "as root: apt-get install $(MISSING)"; exit 1; fi; fi
 
-e2e-deps: deps tests/e2e/node_modules/.package-lock.json tests/e2e/.venv/installed
+# Let's Encrypt's test server: certificates are ordered from it.
+target/pebble/pebble:
+	GOBIN=$(CURDIR)/target/pebble go install github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1
+
+e2e-deps: deps tests/e2e/node_modules/.package-lock.json tests/e2e/.venv/installed $(GO_SERVERS)
 
 tests/e2e/node_modules/.package-lock.json: tests/e2e/package.json
 	cd tests/e2e && PLAYWRIGHT_SKIP_BROWSER_DOWNLOAD=1 npm install --no-audit --no-fund --silent

@@ -99,11 +99,15 @@ pub fn candidates(config: &Config, addresses: &[IpAddr]) -> Candidates {
     }
 }
 
-/// Names that a self-signed certificate is good for.
+/// Names that a certificate of our own making is good for: the server's own first.
 pub fn names(config: &Config, addresses: &[IpAddr]) -> Vec<String> {
-    let mut names = vec![config.server.domain.clone(), "localhost".into(), "127.0.0.1".into(), "::1".into()];
-    names.extend(addresses.iter().map(IpAddr::to_string));
-    names.sort();
-    names.dedup();
+    let others =
+        ["localhost".to_owned(), "127.0.0.1".to_owned(), "::1".to_owned()].into_iter().chain(addresses.iter().map(IpAddr::to_string));
+    let mut names = vec![config.server.domain.clone()];
+    for name in others {
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
     names
 }

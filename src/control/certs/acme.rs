@@ -13,8 +13,10 @@ use instant_acme::{
     NewOrder, Order, OrderStatus, RetryPolicy,
 };
 use rcgen::{CertificateParams, CustomExtension, KeyPair};
+use rustls::crypto::aws_lc_rs::sign::any_supported_type;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -169,7 +171,7 @@ impl Acme {
             let answer = challenge.key_authorization();
             match self.challenge {
                 Challenge::TlsAlpn01 => {
-                    certificates.shown.answer_tls(&self.domain, certified(tls_answer(&self.domain, answer.digest().as_ref())?)?);
+                    certificates.shown.answer_tls(&self.domain, tls_answer(&self.domain, answer.digest().as_ref())?);
                 }
                 Challenge::Http01 => certificates.shown.answer_http(&challenge.token, answer.as_str()),
             }
@@ -216,14 +218,16 @@ impl Acme {
 }
 
 /// The certificate that answers TLS-ALPN-01 (RFC 8737 §3).
-fn tls_answer(domain: &str, digest: &[u8]) -> Result<Loaded, String> {
+fn tls_answer(domain: &str, digest: &[u8]) -> Result<Arc<CertifiedKey>, String> {
     let failed = |e: rcgen::Error| format!("the answer's certificate: {e}");
     let key = KeyPair::generate().map_err(failed)?;
     let mut params = CertificateParams::new(vec![domain.to_owned()]).map_err(failed)?;
     params.custom_extensions = vec![CustomExtension::new_acme_identifier(digest)];
     let cert = params.self_signed(&key).map_err(failed)?;
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| format!("the answer's certificate: {e}"))?;
-    Ok(Loaded { chain: vec![cert.der().clone()], key, authority: None })
+    let key = any_supported_type(&key).map_err(|e| format!("the answer's certificate: {e}"))?;
+    // Its extension is critical: whoever reads certificates to use them refuses it, and so it is not looked at once more.
+    Ok(Arc::new(CertifiedKey::new(vec![cert.der().clone()], key)))
 }
 
 /// Whole or not at all, and for nobody else's eyes.

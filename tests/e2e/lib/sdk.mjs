@@ -87,6 +87,20 @@ export class SdkPage {
     });
   }
 
+  /**
+   * The same with tracks that the page has taken itself. An SDK that joins anew takes new ones from the browser otherwise, and
+   * Chromium's fake camera at times gives no picture any more when it is opened again (its `media-source` counts no frames).
+   */
+  publishOwn() {
+    return this.ask(async () => {
+      const { Track } = window.LivekitClient;
+      const stream = await navigator.mediaDevices.getUserMedia({ audio: true, video: { width: 1280, height: 720 } });
+      for (const track of stream.getTracks()) {
+        await window.room.localParticipant.publishTrack(track, { source: track.kind === "audio" ? Track.Source.Microphone : Track.Source.Camera });
+      }
+    });
+  }
+
   /** Sums over all peer connections of what is received. */
   received() {
     return this.ask(async () => {
