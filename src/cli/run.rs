@@ -359,7 +359,7 @@ impl Plane<'_> {
                 now = tick.tick() => {
                     self.front.rooms().tick();
                     self.running.follow_files();
-                    if seconds % A_DAY_S == 0 {
+                    if seconds.is_multiple_of(A_DAY_S) {
                         self.running.report_certificate();
                     }
                     seconds += 1;
