@@ -126,8 +126,8 @@ fn a_session_that_panics_ends_alone() {
     assert_eq!(world.reports.iter().filter(by_test).count(), 1, "{:?}", world.reports);
     for (at, before) in before.into_iter().enumerate().skip(1) {
         let heard = world.peer(at).heard.len() - before;
-        // One voice of two is left, 50 packets a second.
-        assert!((180..=230).contains(&heard), "peer {at} heard {heard}; {:?}", check::drops(&world));
+        // One voice of two is left, 50 packets a second, and what was under way of the other.
+        assert!((195..=215).contains(&heard), "peer {at} heard {heard}; {:?}", check::drops(&world));
     }
     settle(&mut world);
 }

@@ -82,10 +82,13 @@ pub fn execute(args: &Args) -> Result<(), String> {
 /// Says what is wrong, or that nothing is.
 #[allow(clippy::disallowed_methods, reason = "certificates are compared with this machine's clock")]
 fn check(path: &Path, config: &Config) -> Result<(), String> {
-    if config.tls.mode == TlsMode::Files {
-        let found = certs::load(&config.tls, &[])?.findings(&config.server.domain, SystemTime::now());
+    if config.tls.mode != TlsMode::SelfSigned {
+        let domain = [config.server.domain.clone()];
+        let found = certs::load(&config.tls, &domain)?.findings(&config.server.domain, SystemTime::now());
         found.warnings.iter().for_each(|warning| println!("warning: {warning}"));
-        if !found.problems.is_empty() {
+        if config.tls.mode == TlsMode::Acme {
+            found.problems.iter().for_each(|problem| println!("warning: {problem}"));
+        } else if !found.problems.is_empty() {
             return Err(found.problems.join("\n"));
         }
     }
@@ -208,17 +211,16 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         by_address: Rate::new(config.limits.joins_per_second_per_address),
         by_identity: Rate::new(config.limits.joins_per_second_per_identity),
     });
-    let running = Running {
+    let running = Arc::new(Running {
         front: Arc::clone(&front),
         keys: keys.clone(),
         certificates: Arc::clone(&certificates),
-        names: certificate_names,
         set_level,
         gauges: Arc::clone(&gauges),
         hurry: Arc::default(),
         signer,
         config: Mutex::new(config.clone()),
-    };
+    });
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
     let metrics = Metrics::new(counters, gauges);
     let plane = Plane { config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
@@ -291,7 +293,7 @@ struct Plane<'a> {
     certificates: Arc<certs::Certificates>,
     front: Arc<Front>,
     keys: Keys,
-    running: Running,
+    running: Arc<Running>,
     runtime_dir: RuntimeDir,
     inboxes: Vec<Arc<Inbox>>,
 }
@@ -315,11 +317,11 @@ impl Plane<'_> {
             None => None,
         };
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
-        if self.config.tls.mode == TlsMode::Acme {
-            let mut acme = Acme::new(&self.config.tls, &self.config.server.domain);
-            acme.hurry = Arc::clone(&self.running.hurry);
-            tokio::spawn(acme.keep(Arc::clone(&self.certificates)));
-        }
+        let ordering = (self.config.tls.mode == TlsMode::Acme).then(|| {
+            let acme = Acme::new(&self.config.tls, &self.config.server.domain, Arc::clone(&self.running.hurry));
+            let running = Arc::clone(&self.running);
+            tokio::spawn(acme.keep(Arc::clone(&self.certificates), move || running.report_certificate()))
+        });
         let telling = deliverer.map(|deliverer| tokio::spawn(deliverer.run()));
         let plain_http = http_listener.map(|listener| {
             let router = secure.clone();
@@ -397,8 +399,8 @@ impl Plane<'_> {
         }
         tracing::info!("stopping: everybody is told to come back");
         lifecycle.enter(Phase::Stopping);
-        if let Some(listening) = plain_http {
-            listening.abort();
+        for task in plain_http.into_iter().chain(ordering) {
+            task.abort();
         }
         self.front.rooms().close_all();
         if let Some(telling) = telling {

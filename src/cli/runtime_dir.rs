@@ -6,7 +6,7 @@ use nix::unistd::Pid;
 use postern::config::Server;
 use std::fs;
 use std::io::{ErrorKind, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -78,7 +78,15 @@ impl RuntimeDir {
     }
 
     pub fn drain_within(&self) -> Option<Duration> {
-        let text = fs::read_to_string(self.0.join(DRAIN_WITHIN)).ok()?;
+        let file = self.0.join(DRAIN_WITHIN);
+        let unread = |e: &std::io::Error| tracing::error!(error = %e, file = %file.display(), "how long calls may go on cannot be read");
+        let text = fs::read_to_string(&file)
+            .inspect_err(|e| {
+                if e.kind() != ErrorKind::NotFound {
+                    unread(e)
+                }
+            })
+            .ok()?;
         text.trim().parse().ok().map(|seconds: u64| Duration::from_secs(seconds.min(WITHIN_MAX_S)))
     }
 
@@ -122,7 +130,10 @@ impl RuntimeDir {
         let server = self.running()?;
         let file = self.0.join(DRAIN_WITHIN);
         match within {
-            Some(within) => fs::write(&file, within.as_secs().to_string()).map_err(|e| format!("cannot write {}: {e}", file.display()))?,
+            // The server's user reads it, whatever the umask of whoever writes.
+            Some(within) => fs::write(&file, within.as_secs().to_string())
+                .and_then(|()| fs::set_permissions(&file, fs::Permissions::from_mode(0o644)))
+                .map_err(|e| format!("cannot write {}: {e}", file.display()))?,
             None => drop(fs::remove_file(&file)),
         }
         kill(server, Signal::SIGUSR1).map_err(|e| refused(server, e))?;

@@ -9,6 +9,8 @@ use toml::de::{DeTable, DeValue, Error};
 const PREFIX: &str = "POSTERN_";
 /// Sections whose keys are names that people choose: the environment, which knows no small letters, sets them as a whole.
 const NAMED_FREELY: [&str; 1] = ["keys"];
+/// Sections that hold secrets: nothing of their values is ever said.
+const SECRET: [&str; 2] = ["keys", "turn"];
 
 /// Why settings were refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,8 +60,13 @@ impl Config {
             if NAMED_FREELY.contains(&section) && key.is_some() {
                 return Err(why(format!("set {PREFIX}{}='{{ name = \"secret\" }}' as a whole", section.to_ascii_uppercase())));
             }
-            (table, config) = overlay(&table, section, key.as_deref(), value)
-                .map_err(|e| why(format!("{}{}", said(section, key.as_deref().unwrap_or(""), e.message()), remedy(e.message()))))?;
+            (table, config) = overlay(&table, section, key.as_deref(), value).map_err(|e| {
+                why(format!(
+                    "{}{}",
+                    if SECRET.contains(&section) { said(e.message()) } else { e.message().to_owned() },
+                    remedy(e.message())
+                ))
+            })?;
             overlaid.push((format!("{section}.{}", key.unwrap_or_default()), variable.clone()));
         }
         config.check().map_err(|what| ConfigError::Impossible { place: place_of(text, &overlaid, what.key), what })?;
@@ -67,49 +74,34 @@ impl Config {
     }
 }
 
-/// The parser's words: the place, the line, what is accepted. Lines that may hold secrets are not shown.
+/// The parser's words: the place, what is accepted, and the line itself where that can hold no secret.
 fn refused(text: &str, error: &Error) -> ConfigError {
     let at = error.span().map_or(0, |span| span.start.min(text.len()));
-    let line = text.get(..at).unwrap_or_default().matches('\n').count();
-    let (section, key) = setting_at(text, line);
-    let words = if is_secret(section, key) {
-        format!("line {}: [{section}]: {}", 1 + line, said(section, key, error.message()))
-    } else {
-        error.to_string()
+    let line = 1 + text.get(..at).unwrap_or_default().matches('\n').count();
+    let words = match harmless(text, line) {
+        Some(()) => error.to_string(),
+        None => format!("line {line}: {}", said(error.message())),
     };
     ConfigError::Syntax(format!("{words}{}", remedy(error.message())))
 }
 
-/// Section and key that a line belongs to, as far as lines tell.
-fn setting_at(text: &str, line: usize) -> (&str, &str) {
-    let mut key = None;
-    let lines: Vec<&str> = text.lines().take(line + 1).collect();
-    for line in lines.into_iter().rev().map(str::trim_start) {
-        // A list over several lines has lines that begin so, too; nothing follows their brackets.
-        if let Some(header) = line.strip_prefix('[').and_then(|l| l.split_once(']')).map(|(header, _)| header)
-            && !header.contains(['"', '\'', ','])
-        {
-            let (section, inner) = header.split_once('.').unwrap_or((header, ""));
-            return (section.trim(), if inner.is_empty() { key.unwrap_or("") } else { inner.trim() });
-        }
-        key = key.or_else(|| line.split_once('=').map(|(key, _)| key.trim()));
-    }
-    // Before the first section stand whole ones, as `keys = { ... }`, or single keys, as `turn.realm = ""`.
-    key.unwrap_or_default().split_once('.').unwrap_or((key.unwrap_or_default(), ""))
+/// Whether a line stands in a section that holds no secrets, by a plain header, and sets a key that is known there.
+fn harmless(text: &str, line: usize) -> Option<()> {
+    let lines: Vec<&str> = text.lines().take(line).collect();
+    let section = lines.iter().rev().find_map(|line| line.trim().strip_prefix('[')?.split_once(']').map(|(name, _)| name))?;
+    let known = super::defaults(section);
+    let key = lines.last()?.split(['=', '.']).next()?.trim();
+    (!SECRET.contains(&section) && known.contains_key(key)).then_some(())
 }
 
-/// Whether a setting holds secrets: nothing of its value is ever said. Of a key that is not known, it may.
-fn is_secret(section: &str, key: &str) -> bool {
-    section == "keys" || (section == "turn" && ["", "shared_secrets", "users"].contains(&key))
-}
-
-/// The parser's message; what it quotes of a secret is left out.
-fn said(section: &str, key: &str, message: &str) -> String {
-    if !is_secret(section, key) {
-        return message.to_owned();
+/// The parser's message. What it quotes of a value is left out; names of keys are not.
+fn said(message: &str) -> String {
+    let is_of_names = ["unknown field", "duplicate key", "missing field"].iter().any(|begin| message.starts_with(begin));
+    let quotes = |c: char| c == '"' || c == '`';
+    match (message.find(quotes), message.rfind(quotes)) {
+        (Some(first), Some(last)) if !is_of_names => format!("{}...{}", &message[..first], &message[last + 1..]),
+        _ => message.to_owned(),
     }
-    let parts = message.split('"').enumerate();
-    parts.map(|(at, part)| if at % 2 == 0 { part } else { "\"...\"" }).collect()
 }
 
 /// Section and key that a variable names; `None` for what is no setting. Kubernetes sets variables of its own for each service
@@ -192,9 +184,9 @@ mod tests {
             ("[network]\ndomain = \"x\"", &["line 2", "`domain` belongs under [server]"]),
             ("[network]\nmedia_udp_port = 70000", &["line 2", "u16"]),
             ("[network]\npublic_addresses = [\"meet.example.eu\"]", &["line 2", "an IP address such as"]),
-            ("[turn]\npeers = 5", &["line 2", "\"sfu-only\", \"public\" or a list of networks"]),
+            ("[turn]\nallocations_per_user = true", &["line 2", "invalid type: boolean"]),
             ("[keys]\na = \"b\"\na = \"c\"", &["line 3", "duplicate key"]),
-            ("[keys]\na = 5", &["line 2: [keys]: invalid type: integer"]),
+            ("[keys]\na = 5", &["line 2: invalid type: integer ..., expected a string"]),
             ("", &["keys: no API key; run `postern keys`"]),
             ("[network]\n\nturn_ports = [443]\n[keys]\na = \"b\"", &["line 3: network.turn_ports: 443 is also network.media_udp_port"]),
             (
@@ -220,6 +212,12 @@ mod tests {
             "keys = \"hush\"",
             "[turn]\nshared_secrets = \"hush\"",
             "[turn]\nusers = [\"hush\"]",
+            "[turn]\nusers.ada = [\"hush\"]",
+            "[turn]\nshared_secret = [\"hush\"]",
+            "[server]\nkeys = { a = \"hush\" }",
+            "[[\"keys\"]]\na = \"hush",
+            "key = { a = \"hush\" }",
+            "[keys]\na = \"hu\\\"sh\" \"hush\"",
             "[turn]\nshared_secrets = [\n  \"hush\",\n  5,\n  hush,\n]",
             "[turn.users]\na = [\"hush\"]",
         ];

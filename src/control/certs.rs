@@ -16,6 +16,7 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
@@ -28,6 +29,8 @@ pub struct Certificates {
     /// The authority that clients must trust, when it is our own.
     pub authority: Option<PathBuf>,
     pub shown: Arc<Shown>,
+    /// What is shown is nothing that anybody trusts: a certificate is still to be ordered.
+    is_placeholder: AtomicBool,
     /// When the files were written that it came from.
     written: Mutex<Written>,
 }
@@ -87,6 +90,7 @@ struct Loaded {
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
     authority: Option<PathBuf>,
+    is_placeholder: bool,
 }
 
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
@@ -108,9 +112,12 @@ impl Written {
 /// Loads or makes the certificate for `names`, the first of which is the server's own.
 pub fn load(tls: &Tls, names: &[String]) -> Result<Certificates, String> {
     let written = Written::of(tls);
-    let loaded = obtain(tls, names)?;
-    let authority = loaded.authority.clone();
-    let shown = Arc::new(Shown { certificate: ArcSwap::from(certified(loaded)?), challenges: Mutex::default() });
+    let loaded = load_as(tls, names)?;
+    let (authority, is_placeholder) = (loaded.authority.clone(), AtomicBool::new(loaded.is_placeholder));
+    let shown = Arc::new(Shown {
+        certificate: ArcSwap::from(if tls.mode == TlsMode::Files { of_files(loaded)? } else { certified(loaded)? }),
+        challenges: Mutex::default(),
+    });
     let ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(|e| format!("TLS tickets: {e}"))?;
     let config = |alpn: &[&[u8]]| {
         let resolver: Arc<dyn ResolvesServerCert> = Arc::<Shown>::clone(&shown);
@@ -121,17 +128,18 @@ pub fn load(tls: &Tls, names: &[String]) -> Result<Certificates, String> {
         Arc::new(config)
     };
     let (media, http) = (config(&[]), config(&[b"h2", b"http/1.1", acme::PROTOCOL]));
-    Ok(Certificates { media, http, authority, shown, written: Mutex::new(written) })
+    Ok(Certificates { media, http, authority, shown, is_placeholder, written: Mutex::new(written) })
 }
 
 impl Certificates {
     /// Takes what stands in the files now; whether it is another certificate. On an error the old one stays.
-    pub fn reload(&self, tls: &Tls, names: &[String]) -> Result<bool, String> {
+    pub fn reload(&self, tls: &Tls) -> Result<bool, String> {
         if tls.mode != TlsMode::Files {
             return Ok(false);
         }
         let written = Written::of(tls);
-        let outcome = obtain(tls, names).and_then(certified).map(|key| self.shown.certificate.swap(Arc::clone(&key)).cert != key.cert);
+        let loaded = from_files(&tls.cert_file, &tls.key_file);
+        let outcome = loaded.and_then(of_files).map(|key| self.shown.certificate.swap(Arc::clone(&key)).cert != key.cert);
         // What is wrong is said once, and looked at again when it is written anew.
         *self.written.lock().unwrap_or_else(PoisonError::into_inner) = written;
         outcome
@@ -144,15 +152,21 @@ impl Certificates {
 
     /// What an administrator should know of the certificate that is shown.
     pub fn findings(&self, domain: &str, now: SystemTime) -> Findings {
-        inspect::look(&self.chain(), domain, now)
+        if self.is_placeholder.load(Relaxed) {
+            let problems = vec!["no certificate has been ordered yet: clients refuse the one that is shown until then".into()];
+            return Findings { begins: None, expires: None, problems, warnings: Vec::new() };
+        }
+        inspect::look(&self.shown.certificate.load().cert, domain, now)
     }
 
-    fn chain(&self) -> Vec<CertificateDer<'static>> {
-        self.shown.certificate.load().cert.clone()
+    /// From now on clients are shown this one.
+    fn show(&self, certificate: Arc<CertifiedKey>) {
+        self.shown.certificate.store(certificate);
+        self.is_placeholder.store(false, Relaxed);
     }
 }
 
-fn obtain(tls: &Tls, names: &[String]) -> Result<Loaded, String> {
+fn load_as(tls: &Tls, names: &[String]) -> Result<Loaded, String> {
     match tls.mode {
         TlsMode::Files => from_files(&tls.cert_file, &tls.key_file),
         TlsMode::SelfSigned => authority::sign(&tls.state_dir, names),
@@ -174,13 +188,13 @@ fn from_files(cert_file: &Path, key_file: &Path) -> Result<Loaded, String> {
     }
     let key = PrivateKeyDer::from_pem_slice(&read("tls.key_file", key_file)?)
         .map_err(|e| format!("tls.key_file: {} holds no private key: {e}", key_file.display()))?;
-    Ok(Loaded { chain, key, authority: None })
+    Ok(Loaded { chain, key, authority: None, is_placeholder: false })
 }
 
 fn certified(loaded: Loaded) -> Result<Arc<CertifiedKey>, String> {
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let certified = CertifiedKey::from_der(loaded.chain, loaded.key, &provider);
-    let certified = certified.map_err(|e| format!("tls.key_file does not belong to tls.cert_file: {e}; give both of one order"))?;
+    let certified = certified.map_err(|e| format!("the key does not belong to the certificate: {e}"))?;
     Ok(Arc::new(certified))
 }
 
@@ -190,6 +204,11 @@ fn write_private(path: &Path, text: &str) -> std::io::Result<()> {
     use std::os::unix::fs::OpenOptionsExt;
     let file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     file.and_then(|mut file| file.write_all(text.as_bytes()))
+}
+
+/// The same, in the words of the settings.
+fn of_files(loaded: Loaded) -> Result<Arc<CertifiedKey>, String> {
+    certified(loaded).map_err(|e| format!("tls.key_file does not belong to tls.cert_file: {e}; give both of one order"))
 }
 
 #[cfg(test)]
@@ -236,15 +255,15 @@ mod tests {
         };
         let first = write(&["a.example"]);
         let certificates = load(&tls, &[]).expect("loaded");
-        let shown = || certificates.chain()[0].clone();
+        let shown = || certificates.shown.certificate.load().cert[0].clone();
         assert_eq!(shown(), first);
         let second = write(&["b.example"]);
-        assert_eq!(certificates.reload(&tls, &[]), Ok(true));
-        assert_eq!(certificates.reload(&tls, &[]), Ok(false), "the same again");
+        assert_eq!(certificates.reload(&tls), Ok(true));
+        assert_eq!(certificates.reload(&tls), Ok(false), "the same again");
         assert_eq!(shown(), second);
         assert!(!certificates.have_changed(&tls));
         fs::write(&tls.key_file, rcgen::KeyPair::generate().expect("a key").serialize_pem()).expect("written");
-        let error = certificates.reload(&tls, &[]).expect_err("another key");
+        let error = certificates.reload(&tls).expect_err("another key");
         assert!(error.contains("tls.key_file does not belong to tls.cert_file"), "{error}");
         assert_eq!(shown(), second, "the old one stays");
         fs::remove_dir_all(dir).expect("removed");

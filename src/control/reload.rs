@@ -4,7 +4,7 @@ use super::auth::Keys;
 use super::certs::Certificates;
 use super::metrics::Gauges;
 use super::signal::{Front, Policy};
-use crate::config::Config;
+use crate::config::{Config, TlsMode};
 use arc_swap::ArcSwap;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -20,8 +20,6 @@ pub struct Running {
     pub front: Arc<Front>,
     pub keys: Keys,
     pub certificates: Arc<Certificates>,
-    /// Names of a self-signed certificate.
-    pub names: Vec<String>,
     pub set_level: SetLevel,
     pub gauges: Arc<Gauges>,
     /// A certificate that could not be ordered is to be tried again.
@@ -68,7 +66,7 @@ impl Running {
             outcome.failed.push(format!("together with what waits for a restart: {error}"));
             return outcome;
         }
-        match self.certificates.reload(&merged.tls, &self.names) {
+        match self.certificates.reload(&merged.tls) {
             Ok(true) => outcome.applied.push("the certificate".into()),
             Ok(false) => {}
             Err(why) => {
@@ -100,7 +98,7 @@ impl Running {
         if !self.certificates.have_changed(&config.tls) {
             return;
         }
-        match self.certificates.reload(&config.tls, &self.names) {
+        match self.certificates.reload(&config.tls) {
             Ok(_) => tracing::info!("the certificate's files have changed and were read again"),
             Err(error) => tracing::error!(%error, "the certificate's files have changed and do not fit; the old one stays"),
         }
@@ -111,10 +109,17 @@ impl Running {
     /// Says in the log what is wrong with the certificate, or soon will be.
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     pub fn report_certificate(&self) {
-        let domain = self.config.lock().unwrap_or_else(PoisonError::into_inner).server.domain.clone();
-        let found = self.certificates.findings(&domain, SystemTime::now());
+        let (domain, is_ordered) = {
+            let config = self.config.lock().unwrap_or_else(PoisonError::into_inner);
+            (config.server.domain.clone(), config.tls.mode == TlsMode::Acme)
+        };
+        let mut found = self.certificates.findings(&domain, SystemTime::now());
         let expires = found.expires.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
         self.gauges.certificate_expires.store(expires.map_or(0, |at| at.as_secs() as i64), Relaxed);
+        if is_ordered {
+            // Whoever orders it says what is wrong, and renews it.
+            (found.problems, found.warnings) = (Vec::new(), Vec::new());
+        }
         found.problems.iter().for_each(|problem| tracing::error!("{problem}"));
         found.warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
     }

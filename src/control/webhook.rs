@@ -228,10 +228,7 @@ impl Teller {
             .body(Full::new(body.clone()))
             .map_err(|e| e.to_string())?;
         let answer = tokio::time::timeout(ANSWER_WITHIN, self.client.request(request)).await;
-        let response = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e| {
-            let cause = std::error::Error::source(&e).map(ToString::to_string);
-            cause.unwrap_or_else(|| e.to_string())
-        })?;
+        let response = answer.map_err(|_| "no answer in time".to_owned())?.map_err(|e| outbound::cause(&e))?;
         if response.status().is_success() { Ok(()) } else { Err(format!("status {}", response.status())) }
     }
 

@@ -22,13 +22,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use tokio::net::TcpStream;
 
+/// Protocols that are the control plane's: HTTP, and a certificate authority's question (RFC 8737).
+const HTTP: [&[u8]; 3] = [b"h2", b"http/1.1", b"acme-tls/1"];
 /// How long a connection may take to tell what it is, its TLS handshake included.
 pub const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may carry neither an allocation nor a session.
 pub const USE_WITHIN: Duration = Duration::from_secs(30);
 /// Read from a socket at a time, and in one turn.
-/// Protocols that are the control plane's: HTTP, and a certificate authority's question (RFC 8737).
-const HTTP: [&[u8]; 3] = [b"h2", b"http/1.1", b"acme-tls/1"];
 const READ: usize = 16 * 1024;
 const READS_PER_TURN: usize = 4;
 /// Longest ClientHello.

@@ -108,11 +108,12 @@ impl Shard {
         }
         let mut turn = std::mem::take(&mut self.fan_out);
         for (at, packet) in turn.packets.iter_mut().enumerate() {
+            self.at_work = Some(packet.publisher);
             packet.is_kept = self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
         }
         turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
         for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
-            self.deliver(now, hearers, &turn.packets);
+            self.guarded(|shard| shard.deliver(now, hearers, &turn.packets));
         }
         turn.deliveries.clear();
         for Packet { media, buf, is_kept, .. } in turn.packets.drain(..) {

@@ -1,8 +1,8 @@
 //! A panic in one session ends that session and nothing else: every step of a shard runs under guard.
 //!
-//! Whoever is about to touch a session notes it in `at_work`; that one is to blame. What the step had in hand is lost: packets
-//! of this turn, which their receivers ask for again. Without a session to blame the shard itself is broken: the panic goes on
-//! and ends the process.
+//! Whoever is about to work for a session notes it in `at_work`; that one is to blame. What the step had in hand is lost. Each
+//! hearer is given its packets under a guard of its own: what the others get and what is kept for repair does not depend on it.
+//! Without a session to blame the shard itself is broken: the panic goes on and ends the process.
 
 use super::Shard;
 use super::counters::Counter;
@@ -16,16 +16,18 @@ impl Shard {
     /// Runs one step. Whether it came to its end.
     pub(super) fn guarded(&mut self, step: impl FnOnce(&mut Self)) -> bool {
         self.at_work = None;
-        let Err(panic) = catch_unwind(AssertUnwindSafe(|| step(self))) else { return true };
-        let Some(session) = self.at_work.take() else { resume_unwind(panic) };
+        let outcome = catch_unwind(AssertUnwindSafe(|| step(self)));
+        let blamed = self.at_work.take();
+        let Err(panic) = outcome else { return true };
+        let Some(session) = blamed else { resume_unwind(panic) };
         self.counters.count(Counter::SessionsPanicked);
         self.egress.abandon();
         let report = Report::Ended { session, end: End::Panicked, detail: words(panic.as_ref()) };
         self.effects.push(Effect::Report(report));
-        if let Some(broken) = self.sessions.remove(&session) {
-            let paths: Vec<PathId> = broken.paths().collect();
-            self.forget_session(session, &paths);
-        }
+        // It may have been on its way out already.
+        let broken = self.sessions.remove(&session);
+        let paths: Vec<PathId> = broken.map(|broken| broken.paths().collect()).unwrap_or_default();
+        self.forget_session(session, &paths);
         false
     }
 

@@ -556,10 +556,10 @@ impl Shard {
 
     /// Carries out what a session asked for, and puts the vector back for the next call.
     fn drain_session(&mut self, now: Now, id: SessionId, mut effects: Vec<session::Effect>) {
-        self.at_work = Some(id);
         // Reports to hearers come out of other sessions while this one's effects are carried out.
         let mut ended = false;
         for effect in effects.drain(..) {
+            self.at_work = Some(id);
             match effect {
                 session::Effect::Send { path, bytes } => match route_of(&self.turn, now, path) {
                     Some(route) => self.send(now, route, &bytes),
@@ -652,12 +652,13 @@ impl Shard {
     }
 
     fn lose_path(&mut self, now: Now, path: PathId) {
-        if let Some(Owner::Here(id)) = self.owner_of(now, path)
-            && let Some(session) = self.sessions.get_mut(&id)
-        {
-            let mut effects = Vec::new();
-            session.path_lost(path, &mut effects);
-            self.drain_session(now, id, effects);
+        if let Some(Owner::Here(id)) = self.owner_of(now, path) {
+            self.at_work = Some(id);
+            if let Some(session) = self.sessions.get_mut(&id) {
+                let mut effects = Vec::new();
+                session.path_lost(path, &mut effects);
+                self.drain_session(now, id, effects);
+            }
         }
         if let Some(carrier) = carrier_of(path) {
             self.table.forget(carrier);
@@ -673,6 +674,7 @@ impl Shard {
 
     fn close(&mut self, now: Now, id: SessionId) {
         let Some(mut session) = self.sessions.remove(&id) else { return };
+        self.at_work = Some(id);
         let mut effects = Vec::new();
         session.close(now.mono, &mut effects);
         for effect in effects {
@@ -776,14 +778,17 @@ impl Shard {
                     if let Some(session) = self.sessions.get_mut(&id) {
                         let mut effects = std::mem::take(&mut self.session_effects);
                         session.wake(now.mono, &mut effects);
+                        // Before its effects, which others may fail at. Whatever is due still, of a foreign crate's say, must not
+                        // keep this turn from ending.
+                        self.timers.arm(Timer::Session(id), session.deadline().max(now.mono + WAKE_AGAIN));
                         self.drain_session(now, id, effects);
                         if let Some(session) = self.sessions.get(&id) {
-                            // Whatever is due still, of a foreign crate's say, must not keep this turn from ending.
                             self.timers.arm(Timer::Session(id), session.deadline().max(now.mono + WAKE_AGAIN));
                         }
                     }
                 }
                 Timer::Speakers(id) => {
+                    self.at_work = None;
                     if let Some(room) = self.rooms.get_mut(&id) {
                         let mut changes = Vec::new();
                         room.speakers.wake(now.mono, &mut changes);
@@ -796,6 +801,7 @@ impl Shard {
                     }
                 }
                 Timer::Turn => {
+                    self.at_work = None;
                     let mut effects = std::mem::take(&mut self.turn_effects);
                     self.turn.wake(now.mono, &mut effects);
                     self.turn_effects = effects;

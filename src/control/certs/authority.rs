@@ -38,5 +38,5 @@ pub(super) fn sign(state_dir: &Path, names: &[String]) -> Result<Loaded, String>
     let leaf = params.signed_by(&key, &issuer).map_err(failed)?;
     let ca = CertificateDer::from_pem_slice(ca_pem.as_bytes()).map_err(|e| format!("{}: {e}", cert_path.display()))?;
     let key = PrivateKeyDer::try_from(key.serialize_der()).map_err(|e| format!("self-signed certificate: {e}"))?;
-    Ok(Loaded { chain: vec![leaf.der().clone(), ca], key, authority: Some(cert_path) })
+    Ok(Loaded { chain: vec![leaf.der().clone(), ca], key, authority: Some(cert_path), is_placeholder: false })
 }

@@ -14,7 +14,8 @@ const OLD_WITHIN: Duration = Duration::from_secs(14 * 24 * 3600);
 /// What was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Findings {
-    /// When the first certificate of the chain ends.
+    /// From when until when the first certificate of the chain is valid.
+    pub begins: Option<SystemTime>,
     pub expires: Option<SystemTime>,
     /// Clients will refuse it.
     pub problems: Vec<String>,
@@ -23,7 +24,7 @@ pub struct Findings {
 }
 
 pub(super) fn look(chain: &[CertificateDer<'_>], domain: &str, now: SystemTime) -> Findings {
-    let mut found = Findings { expires: None, problems: Vec::new(), warnings: Vec::new() };
+    let mut found = Findings { begins: None, expires: None, problems: Vec::new(), warnings: Vec::new() };
     let parsed: Result<Vec<Certificate>, _> = chain.iter().map(|c| Certificate::from_der(c)).collect();
     let chain = match parsed {
         Ok(chain) => chain,
@@ -35,7 +36,7 @@ pub(super) fn look(chain: &[CertificateDer<'_>], domain: &str, now: SystemTime) 
     let Some(leaf) = chain.first() else { return found };
     let validity = leaf.tbs_certificate().validity();
     let (from, until) = (moment(validity.not_before), moment(validity.not_after));
-    found.expires = Some(until);
+    (found.begins, found.expires) = (Some(from), Some(until));
     if now < from {
         found.problems.push(format!(
             "the certificate is valid only from {}, and this machine's clock says {}: set the clock (timedatectl), or order anew",
@@ -60,13 +61,6 @@ pub(super) fn look(chain: &[CertificateDer<'_>], domain: &str, now: SystemTime) 
         found.warnings.push("tls.cert_file holds no intermediate certificate: many clients need it (often the file fullchain.pem)".into());
     }
     found
-}
-
-/// From when until when the first certificate of a chain is valid.
-pub(super) fn lifetime(chain: &[CertificateDer<'_>]) -> Option<(SystemTime, SystemTime)> {
-    let leaf = Certificate::from_der(chain.first()?).ok()?;
-    let validity = leaf.tbs_certificate().validity();
-    Some((moment(validity.not_before), moment(validity.not_after)))
 }
 
 /// Names and addresses that a certificate is for.

@@ -127,6 +127,26 @@ impl Rooms {
         }
     }
 
+    /// Backups have ended and their tracks have not: whoever had them goes back to the tracks, with all that it wished. Who.
+    pub(super) fn backups_ended(&mut self, publisher: SessionId, ended: &[TrackId]) -> Vec<SessionId> {
+        let Some(room) = self.room_of(publisher) else { return Vec::new() };
+        let tracks = || room.participants.iter().flat_map(|p| &p.tracks);
+        let of_sid = |sid: &str| tracks().find(|t| t.is_published() && t.info.sid == sid).map(|t| (t.id, codec_of(&t.info)));
+        let backups = tracks().filter(|t| t.is_backup && ended.contains(&t.id));
+        let going_back: Vec<_> =
+            backups.filter_map(|b| Some((Backup { track: b.id, codec: codec_of(&b.info) }, of_sid(&b.info.sid)?))).collect();
+        let mut returned = Vec::new();
+        for p in &mut room.participants {
+            for s in &mut p.subscriptions {
+                let Some((backup, (track, codec))) = going_back.iter().find(|(backup, _)| backup.track == s.track) else { continue };
+                (s.track, s.codec, s.backup, s.is_published) = (*track, *codec, Some(*backup), true);
+                (s.mid, s.is_routed) = (None, false);
+                returned.push(p.session);
+            }
+        }
+        returned
+    }
+
     /// A participant takes the backup of a track from now on, where it had the track.
     fn replace(&mut self, session: SessionId, track: TrackId) {
         let (ssrc, rtx) = self.ssrcs();

@@ -212,13 +212,10 @@ impl Rooms {
         for track in gone.iter().filter(|_| is_active) {
             self.event("track_unpublished", &name, Some(&info), Some(track));
         }
-        let lost = self.forget_tracks(&name, tracks);
-        // Of a track whose backup alone has ended they have the track itself.
-        for (hearer, sid) in lost {
-            if self.participant(session).is_some_and(|p| p.tracks.iter().any(|t| t.is_published() && t.info.sid == sid)) {
-                self.subscribe(hearer, &sid);
-                self.negotiate_hearing(hearer);
-            }
+        let returned = self.backups_ended(session, tracks);
+        self.forget_tracks(&name, tracks);
+        for hearer in returned {
+            self.negotiate_hearing(hearer);
         }
     }
 

@@ -127,21 +127,20 @@ impl Rooms {
         self.negotiate_hearing(session);
     }
 
-    /// Tracks that are no more: nobody subscribes to them any longer. Who did, and under which sid.
-    pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) -> Vec<(SessionId, String)> {
-        let Some(room) = self.rooms.get_mut(room) else { return Vec::new() };
-        let (mut lost, mut losers) = (Vec::new(), Vec::new());
+    /// Tracks that are no more: nobody subscribes to them any longer.
+    pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) {
+        let Some(room) = self.rooms.get_mut(room) else { return };
+        let mut losers = Vec::new();
         for p in &mut room.participants {
-            let before = lost.len();
-            lost.extend(p.subscriptions.extract_if(.., |s| tracks.contains(&s.track)).map(|s| (p.session, s.sid)));
-            if lost.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
+            let before = p.subscriptions.len();
+            p.subscriptions.retain(|s| !tracks.contains(&s.track));
+            if p.subscriptions.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
                 losers.push(p.session);
             }
         }
         for session in losers {
             self.negotiate_hearing(session);
         }
-        lost
     }
 
     /// A track flows to a hearer: at the first one its publisher is told soon.
