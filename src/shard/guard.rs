@@ -7,7 +7,7 @@
 use super::Shard;
 use super::counters::Counter;
 use super::mail::{Effect, Report};
-use crate::base::id::{PathId, SessionId};
+use crate::base::id::PathId;
 use crate::session::End;
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -40,7 +40,7 @@ impl Shard {
 
     /// A session fails at its next packet, as one with a bug would.
     #[cfg(any(test, feature = "sim"))]
-    pub fn break_session(&mut self, id: SessionId) {
+    pub fn break_session(&mut self, id: crate::base::id::SessionId) {
         if let Some(session) = self.sessions.get_mut(&id) {
             session.is_broken = true;
         }

@@ -48,7 +48,7 @@ async function back(what, { turn, turned, inAll }, test) {
   const turns = async () => (await ada.ask(() => window.turns)).filter(([kind, at]) => kind === turn && at > start);
   // What still is in flight is not media again.
   if (turn === "pair") await until("the browser takes another way", inAll, async () => (await turns()).length > 0);
-  await Promise.all([ada.flows(60_000), bob.flows(60_000)]).catch(async (error) => {
+  const each = await Promise.all([ada, bob].map((page) => page.flows(60_000).then(() => `${page.name} ${Date.now() - start}`))).catch(async (error) => {
     const look = () => [...window.room.remoteParticipants.values()].map((p) => [p.identity, ...[...p.trackPublications.values()].map((t) => `${t.trackSid} ${t.kind} ${t.isSubscribed} ${t.isMuted}`)].join(" "));
     const own = () => [...window.room.localParticipant.trackPublications.values()].map((t) => `${t.trackSid} ${t.kind} ${t.isMuted}`);
     const stats = async () => [...(await window.pcs.at(-1).getStats()).values()].filter((r) => /bound-rtp/.test(r.type)).map((r) => `${r.type} ${r.kind} ${r.mid} ${r.rid} ${r.packetsSent ?? r.packetsReceived} ${r.framesDecoded} pli ${r.pliCount} ${r.frameWidth} ${r.active} lim ${r.qualityLimitationReason} kf ${r.keyFramesDecoded ?? r.keyFramesEncoded}`);
@@ -62,7 +62,7 @@ async function back(what, { turn, turned, inAll }, test) {
   const last = (await turns()).filter(([, at]) => at <= start + took).at(-1)?.[1] ?? start;
   const behind = start + took - last;
   const events = (await ada.ask(() => window.events.map(([event]) => event))).filter((e) => /onnect/.test(e));
-  test.diagnostic(`${what}: media again after ${took} ms, ${behind} ms behind the client's ${turn} (${events.slice(-4).join(", ")})`);
+  test.diagnostic(`${what}: media again after ${took} ms, ${behind} ms behind the client's ${turn} (${each.join(", ")}; ${events.slice(-4).join(", ")})`);
   assert.ok(took < inAll, `${what}: ${took} ms`);
   assert.ok(behind < turned, `${what}: ${behind} ms after the client's ${turn}`);
 }
@@ -154,6 +154,6 @@ test("the server is restarted", TEST, async (t) => {
   await call("restart", {}, { own: true });
   await server.stop();
   await server.start();
-  await back("restart", { turn: "signalling", turned: limit(2_000, 30_000), inAll: limit(10_000, 30_000) }, t);
+  await back("restart", { turn: "signalling", turned: limit(5_000, 30_000), inAll: limit(10_000, 30_000) }, t);
   await hangUp();
 });
