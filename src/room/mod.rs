@@ -37,7 +37,7 @@ pub struct Member {
     pub can_publish_data: bool,
     /// Room messages reach the participant over this transport.
     pub hears_data: bool,
-    /// Its transport has keys: before that nothing is routed to it, or its streams would begin unheard.
+    /// Its transport has keys and a way: before that nothing is routed to it, or its streams would begin unheard.
     pub is_live: bool,
 }
 
@@ -56,6 +56,8 @@ struct Layer {
     last_frame: Option<Instant>,
     interval: Duration,
     key_frame_asked: Option<Instant>,
+    /// One was missed again too soon to be asked for: what was asked for before may come too late for that.
+    is_key_frame_due: bool,
 }
 
 impl Layer {
@@ -144,9 +146,21 @@ impl Publication {
         }
     }
 
-    /// Whether a request for a key frame of `layer` should leave now.
+    /// Whether a request for a key frame of `layer` should leave now; if not, it leaves later unless one comes.
     fn may_ask(&mut self, now: Instant, layer: u8) -> bool {
-        self.may_ask_every(now, layer, KEY_FRAME_INTERVAL)
+        let may = self.may_ask_every(now, layer, KEY_FRAME_INTERVAL);
+        if let Some(state) = self.layers.get_mut(usize::from(layer)) {
+            state.is_key_frame_due = !may;
+        }
+        may
+    }
+
+    /// Whether a request that had to wait leaves with this packet of the layer.
+    fn is_due(&mut self, now: Instant, layer: u8, starts_key_frame: bool) -> bool {
+        let state = self.layers.get_mut(usize::from(layer));
+        let Some(state) = state.filter(|state| state.is_key_frame_due) else { return false };
+        state.is_key_frame_due = !starts_key_frame;
+        !starts_key_frame && self.may_ask(now, layer)
     }
 
     /// The same for those who do not see the layer yet.
@@ -311,16 +325,16 @@ impl Room {
         self.publications.get(&track)
     }
 
-    /// The transport of a member has keys.
-    pub fn go_live(&mut self, session: SessionId) {
-        if let Some(member) = self.members.iter_mut().find(|m| m.session == session) {
-            member.is_live = true;
-        }
+    /// The transport of a member has keys and a way. `false` when that was known.
+    pub fn go_live(&mut self, session: SessionId) -> bool {
+        let Some(member) = self.members.iter_mut().find(|m| m.session == session && !m.is_live) else { return false };
+        member.is_live = true;
         for publication in self.publications.values_mut() {
             for subscription in publication.subscriptions.iter_mut().filter(|s| s.session == session) {
                 subscription.is_live = true;
             }
         }
+        true
     }
 
     pub fn subscribe(&mut self, track: TrackId, session: SessionId) {
@@ -396,6 +410,9 @@ impl Room {
             }
         }
         routed.words.extend(publication.news());
+        if publication.is_due(now, layer, frame.starts_key_frame && !frame.is_late) {
+            routed.key_frames.push(layer);
+        }
         for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
             if publication.may_start(now, layer) {
                 routed.key_frames.push(layer);
@@ -555,6 +572,26 @@ mod tests {
         room.route(Instant::from_millis(401), TRACK, 0, KEY, &mut routed);
         assert_eq!(routed.hearers.len(), 3);
         assert!(routed.hearers.iter().all(|(_, verdict)| matches!(verdict, Verdict::Start { .. })));
+    }
+
+    #[test]
+    fn a_picture_lost_again_too_soon_is_asked_for_later_unless_one_comes() {
+        let at = Instant::from_millis;
+        for key_comes in [false, true] {
+            let mut room = room_of(1);
+            let mut routed = Routed::default();
+            room.route(at(0), TRACK, 0, KEY, &mut routed);
+            assert_eq!(room.key_frame_wanted(at(10), TRACK, SessionId(1)), Some(0));
+            room.route(at(60), TRACK, 0, KEY, &mut routed);
+            assert_eq!(room.key_frame_wanted(at(100), TRACK, SessionId(1)), None, "asked for just now");
+            let mut asked = Vec::new();
+            for ms in (110..2_000).step_by(10) {
+                let is_key = key_comes && ms == 300;
+                room.route(at(ms), TRACK, 0, if is_key { KEY } else { FrameInfo::default() }, &mut routed);
+                asked.extend(routed.key_frames.iter().map(|_| ms));
+            }
+            assert_eq!(asked, if key_comes { vec![] } else { vec![510] });
+        }
     }
 
     #[test]

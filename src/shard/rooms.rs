@@ -46,6 +46,7 @@ impl Shard {
                 let member = Member { session, identity, sid, can_publish_data, hears_data, is_live: false };
                 self.rooms.entry(room).or_default().join(member);
                 self.counters.count(Counter::SessionsOpened);
+                self.load.set_sessions(self.sessions.len());
                 self.arm_session(session);
             }
             Command::Permit { session, can_publish_data } => {
@@ -174,10 +175,12 @@ impl Shard {
     fn step_in(&mut self, now: Now, id: SessionId) {
         let Some(place) = self.places.get_mut(&id) else { return };
         let Some(member) = place.stepped_out.take() else { return };
-        self.rooms.entry(place.room).or_default().join(member);
         self.at_work = Some(id);
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.await_return(now.mono);
+        // Without a way its streams would begin unheard, as they would without keys.
+        let is_live = member.is_live && session.path().is_some();
+        self.rooms.entry(place.room).or_default().join(Member { is_live, ..member });
         if let Some(path) = session.path() {
             let kind = self.kind_of(path);
             self.effects.push(Effect::Report(Report::Path { session: id, kind }));
@@ -382,7 +385,7 @@ mod tests {
         shard.handle_command(NOW, Command::StepOut { session });
         assert!(shard.rooms.is_empty() && shard.sessions.contains_key(&session), "its transport stays");
         shard.handle_command(NOW, Command::StepIn { session });
-        assert!(shard.rooms[&room].member(session).is_some_and(|m| m.identity == "ada"));
+        assert!(shard.rooms[&room].member(session).is_some_and(|m| m.identity == "ada" && !m.is_live), "it has no way yet");
         shard.handle_command(NOW, Command::StepOut { session });
         shard.handle_command(NOW, Command::Close { session });
         assert!(shard.rooms.is_empty() && shard.sessions.is_empty() && shard.places.is_empty());

@@ -70,15 +70,21 @@ export function listen(page) {
   });
 }
 
-/** How much later the sound of the next few claps comes than their picture, milliseconds each. */
-export async function skews(page, count = 8) {
+/**
+ * How much later the sound of some claps in a row comes than their picture, milliseconds each. A browser brings the two together
+ * step by step while a stream is young: claps count once they lie close together, or when that takes too long.
+ */
+export async function skews(page, { count = 8, spread = 70, withinMs = 40_000 } = {}) {
   await page.ask(() => (window.claps.flashes.length = window.claps.beeps.length = 0));
-  let found = [];
+  const start = performance.now();
+  let last = [];
   await until(`${count} claps are seen and heard`, 60_000, async () => {
     const { flashes, beeps } = await page.ask(() => window.claps);
     const nearest = (flash) => Math.min(...beeps.map((beep) => Math.abs(beep - flash)));
-    found = flashes.filter((flash) => nearest(flash) < 400).map((flash) => Math.round(beeps.find((beep) => Math.abs(beep - flash) === nearest(flash)) - flash));
-    return found.length >= count;
+    const found = flashes.filter((flash) => nearest(flash) < 400).map((flash) => Math.round(beeps.find((beep) => Math.abs(beep - flash) === nearest(flash)) - flash));
+    last = found.slice(-count);
+    const isSettled = Math.max(...last) - Math.min(...last) <= spread;
+    return last.length >= count && (isSettled || performance.now() - start > withinMs);
   });
-  return found;
+  return last;
 }
