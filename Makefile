@@ -3,13 +3,17 @@
 SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
 PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl openssl procps python3-venv \
+  debootstrap systemd-container file binutils \
   python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
 # With Go, other people's servers are among the tests.
 GO_SERVERS := $(if $(shell command -v go 2>/dev/null),target/pebble/pebble)
 
-.PHONY: run test check deps web e2e e2e-deps scenarios compare
+# Packs a built binary as a Debian package.
+CARGO_DEB := target/tools/bin/cargo-deb
+
+.PHONY: run test check deps dist web e2e e2e-deps scenarios compare
 
 ## The server with the demo page, without a config.
 run: web
@@ -26,9 +30,18 @@ check:
 	cargo clippy --features sim --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: licences are not checked"; fi
 
+## What is handed out: a Debian package, an archive for other systems, their sums. In target/dist.
+dist: web $(CARGO_DEB)
+	cargo build --release
+	appliance/pack.sh release
+
+$(CARGO_DEB):
+	cargo install --quiet --locked --root target/tools cargo-deb@3.6.0
+
 ## Real browsers and other people's clients behind a real firewall, in network namespaces. Needs root.
 e2e: e2e-deps web
 	cargo test --features sim --no-run
+	@if [ "$$(id -u)" = 0 ]; then $(MAKE) --no-print-directory target/clean-root $(CARGO_DEB) && appliance/pack.sh dev; fi
 	@if [ "$$(id -u)" = 0 ]; then cd tests/e2e && node --test --test-concurrency=1 --test-force-exit --test-reporter=spec *.test.mjs; \
 	else echo "skipped without root: browser tests and other clients (network namespaces)"; fi
 
@@ -55,6 +68,11 @@ deps:
 # Let's Encrypt's test server: certificates are ordered from it.
 target/pebble/pebble:
 	GOBIN=$(CURDIR)/target/pebble go install github.com/letsencrypt/pebble/v2/cmd/pebble@v2.10.1
+
+# A Debian in which nothing is installed: the package is, in it.
+target/clean-root:
+	debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,ca-certificates,curl,openssl,iproute2,nftables,procps bookworm $@.new
+	mv $@.new $@
 
 e2e-deps: deps tests/e2e/node_modules/.package-lock.json tests/e2e/.venv/installed $(GO_SERVERS)
 

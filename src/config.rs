@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 #[derive(Clone, Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,10 +24,11 @@ pub struct Config {
     pub limits: Limits,
     pub webhooks: Webhooks,
     pub admin: Admin,
+    pub audit: Audit,
     pub log: Log,
 }
 
-const SECTIONS: [&str; 10] = ["server", "network", "tls", "keys", "turn", "rooms", "limits", "webhooks", "admin", "log"];
+const SECTIONS: [&str; 11] = ["server", "network", "tls", "keys", "turn", "rooms", "limits", "webhooks", "admin", "audit", "log"];
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -266,13 +267,42 @@ pub struct Webhooks {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Admin {
-    /// /metrics, /healthz, /readyz. Keep it on loopback.
+    /// Dashboard, /metrics, /healthz, /readyz. Keep it on loopback.
     pub listen: SocketAddr,
+    /// Asked for by all but /healthz and /readyz. Without one the dashboard is for loopback alone.
+    pub token: String,
 }
 
 impl Default for Admin {
     fn default() -> Self {
-        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7881)) }
+        Self { listen: SocketAddr::from(([127, 0, 0, 1], 7881)), token: String::new() }
+    }
+}
+
+/// Who was where and when, kept for those who have to know.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Audit {
+    /// One file a day of JSON lines; empty keeps none.
+    pub dir: PathBuf,
+    /// Files older than that are deleted; 0 keeps them for ever.
+    pub retention_days: u32,
+    /// With the addresses that participants came from.
+    pub addresses: bool,
+    /// Attributes of participants that are kept with them.
+    pub attributes: Vec<String>,
+}
+
+impl Default for Audit {
+    fn default() -> Self {
+        Self { dir: PathBuf::new(), retention_days: 90, addresses: true, attributes: vec!["consent".into()] }
+    }
+}
+
+impl Audit {
+    /// Where it is kept, if it is.
+    pub fn dir(&self) -> Option<&Path> {
+        Some(self.dir.as_path()).filter(|dir| !dir.as_os_str().is_empty())
     }
 }
 
@@ -304,6 +334,9 @@ pub struct Impossible {
     pub found: String,
     pub remedy: &'static str,
 }
+
+/// Shortest token of the admin listener: it cannot be guessed.
+const ADMIN_TOKEN_MIN: usize = 16;
 
 /// The settings of one section when nothing is said of them.
 fn defaults(section: &str) -> toml::Table {
@@ -417,6 +450,13 @@ impl Config {
             }
         }
         let admin = self.admin.listen;
+        if !self.admin.token.is_empty() && self.admin.token.len() < ADMIN_TOKEN_MIN {
+            let remedy = "at least 16 characters; `postern keys` makes a secret that fits";
+            return refuse("admin.token", format!("{} characters", self.admin.token.len()), remedy);
+        }
+        if self.audit.dir().is_some_and(|dir| !dir.is_absolute()) {
+            return refuse("audit.dir", format!("{:?} is no absolute path", self.audit.dir), "such as \"/var/log/postern\"");
+        }
         let is_ours = |port: &u16| *port == admin.port();
         if self.network.edge_tcp_ports.iter().chain(&self.network.turn_ports).any(is_ours) {
             return refuse(

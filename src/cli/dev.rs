@@ -52,7 +52,7 @@ pub fn execute(args: &Args) -> Result<(), String> {
         tls: Tls { mode: TlsMode::SelfSigned, state_dir: state_dir(), ..Tls::default() },
         keys: BTreeMap::from([("devkey".to_owned(), "secret".to_owned())]),
         turn: Turn { shared_secrets: vec!["secret".into()], ..Turn::default() },
-        admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], args.admin_port)) },
+        admin: Admin { listen: SocketAddr::from(([127, 0, 0, 1], args.admin_port)), ..Admin::default() },
         ..Config::default()
     };
     config.log.level.clone_from(&args.log_level);

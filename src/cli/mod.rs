@@ -1,10 +1,12 @@
 //! Floor 6: one command a file.
 
 mod addresses;
+pub mod audit;
 pub mod dev;
 pub mod drain;
 mod host;
 pub mod keys;
+pub mod manual;
 pub mod reload;
 pub mod run;
 mod runtime_dir;
@@ -34,6 +36,12 @@ enum Command {
     Token(token::Args),
     /// Make an API key and secret.
     Keys,
+    /// What the audit log says of a person, and its erasure.
+    Audit(audit::Args),
+    /// Print what completes commands in a shell.
+    Completions(manual::Completions),
+    /// Print the manual page.
+    Man,
 }
 
 impl Cli {
@@ -46,6 +54,12 @@ impl Cli {
             Command::Drain(args) => drain::execute(&args),
             Command::Token(args) => token::execute(&args),
             Command::Keys => keys::execute(),
+            Command::Audit(args) => audit::execute(&args),
+            Command::Completions(args) => {
+                manual::completions(&args);
+                Ok(())
+            }
+            Command::Man => manual::page(),
         }
     }
 }

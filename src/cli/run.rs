@@ -8,27 +8,29 @@ use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
 use postern::config::{Config, LogFormat, TlsMode};
+use postern::control::admin::Admin;
 use postern::control::auth::Keys;
 use postern::control::certs::acme::Acme;
 use postern::control::lifecycle::{Lifecycle, Phase, Watch};
 use postern::control::limits::Rate;
-use postern::control::metrics::{Gauges, Metrics};
+use postern::control::metrics::host::Host;
+use postern::control::metrics::{Gauges, Metrics, WorkerNumbers};
 use postern::control::reload::{Running, SetLevel};
 use postern::control::rooms::{Ports, Rooms, Surroundings};
 use postern::control::signal::{Front, Policy};
-use postern::control::{self, certs, door, webhook};
+use postern::control::{self, audit, certs, door, webhook};
 use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
 use postern::engine::turn::TurnConfig;
 use postern::engine::turn_auth::Secrets;
 use postern::io::clock::Clock;
 use postern::io::{self, Inbox, Visitor, WorkerSetup};
-use postern::shard::counters::Counters;
 use postern::shard::mail::Report;
 use postern::shard::{Shard, ShardConfig};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
@@ -171,7 +173,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         Shard::new(config, SecretRng::system(), Rng::new(seed))
     };
     let shards: Vec<Shard> = (0..workers).map(shard).collect();
-    let counters: Vec<Counters> = shards.iter().map(|s| s.counters.clone()).collect();
+    let numbers = shards.iter().map(|s| WorkerNumbers { counters: s.counters.clone(), load: s.load.clone() }).collect();
     let buffer_bytes: usize = shards.iter().map(|s| s.pool.bytes_max()).sum();
     let mib = |bytes: usize| bytes / (1024 * 1024);
     tracing::info!(workers, packet_buffers_mib = mib(buffer_bytes), packet_store_mib_max = mib(store_bytes), "memory that is set aside");
@@ -182,6 +184,8 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in)?;
 
     let gauges = Arc::new(Gauges::default());
+    gauges.started.store(seconds_since_1970(), Relaxed);
+    let (audit, auditor) = audit::start(&config.audit, &gauges)?;
     let signer = Arc::new(ArcSwap::from_pointee(config.webhooks.api_key.clone()));
     let (events, deliverer) = webhook::start(&config.webhooks.urls, &signer, &keys, &gauges)?;
     let mail_to = inboxes.clone();
@@ -202,6 +206,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         node: format!("ND_{}", SecretRng::system().id_chars(8)),
         gauges: Arc::clone(&gauges),
         events,
+        audit,
     });
     let front = Arc::new(Front {
         rooms: Mutex::new(rooms),
@@ -219,10 +224,12 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         gauges: Arc::clone(&gauges),
         hurry: Arc::default(),
         signer,
+        admin_token: Arc::new(ArcSwap::from_pointee(config.admin.token.clone())),
         config: Mutex::new(config.clone()),
     });
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
-    let metrics = Metrics::new(counters, gauges);
+    let udp_ports: Vec<u16> = layout.udp_addresses().iter().map(SocketAddr::port).collect();
+    let metrics = Metrics::new(numbers, gauges, Host::new(&udp_ports));
     let plane = Plane { config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
@@ -236,6 +243,9 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     }
     for thread in threads {
         thread.join().map_err(|_| "a worker panicked")??;
+    }
+    if let Some(auditor) = auditor {
+        let _ = auditor.join();
     }
     outcome
 }
@@ -310,7 +320,14 @@ impl Plane<'_> {
         let edge = self.config.network.edge_tcp_ports[0];
         let secure = control::router(Arc::clone(&self.front), self.extras.is_dev.then(|| self.keys.clone()));
         let plain = control::plain_router(edge, Arc::clone(&self.certificates.shown));
-        let admin = control::admin::router(metrics, lifecycle.clone());
+        let admin = control::admin::router(Arc::new(Admin {
+            front: Arc::downgrade(&self.front),
+            metrics,
+            lifecycle: lifecycle.clone(),
+            listen: self.config.admin.listen,
+            token: Arc::clone(&self.running.admin_token),
+            domain: self.config.server.domain.clone(),
+        }));
         let admin_listener = listener("admin.listen", self.config.admin.listen).await?;
         let http_listener = match self.extras.plain_http {
             Some(address) => Some(listener("--port", address).await?),
@@ -476,6 +493,11 @@ impl Signals {
         })
         .await
     }
+}
+
+#[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+fn seconds_since_1970() -> i64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
 async fn listener(key: &str, address: SocketAddr) -> Result<TcpListener, String> {

@@ -10,7 +10,7 @@ const PREFIX: &str = "POSTERN_";
 /// Sections whose keys are names that people choose: the environment, which knows no small letters, sets them as a whole.
 const NAMED_FREELY: [&str; 1] = ["keys"];
 /// Sections that hold secrets: nothing of their values is ever said.
-const SECRET: [&str; 2] = ["keys", "turn"];
+const SECRET: [&str; 3] = ["keys", "turn", "admin"];
 
 /// Why settings were refused.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

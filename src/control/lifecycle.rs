@@ -14,6 +14,17 @@ pub enum Phase {
     Stopping,
 }
 
+impl Phase {
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Booting => "booting",
+            Self::Ready => "ready",
+            Self::Draining => "draining",
+            Self::Stopping => "stopping",
+        }
+    }
+}
+
 #[derive(Clone, Default)]
 pub struct Lifecycle(Arc<AtomicU8>);
 

@@ -1,14 +1,22 @@
 //! Numbers for Prometheus: per-worker counters summed at scrape, every drop by its name, no label per user.
 
+mod distributions;
+pub mod host;
+
+pub use distributions::Distributions;
+
 use crate::shard::counters::{Counter, Counters};
+use crate::shard::load::{LATENCY_BOUNDS_US, Load};
+use host::Host;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, NoLabelSet};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
+use std::time::Duration;
 
 /// Numbers of the control plane.
 #[derive(Debug, Default)]
@@ -18,19 +26,43 @@ pub struct Gauges {
     pub tracks: AtomicI64,
     pub webhooks_delivered: AtomicI64,
     pub webhooks_dropped: AtomicI64,
+    pub audit_written: AtomicI64,
+    pub audit_dropped: AtomicI64,
     /// Seconds since 1970.
     pub certificate_expires: AtomicI64,
+    pub started: AtomicI64,
+    pub of_participants: Distributions,
 }
 
+/// One worker's numbers.
+#[derive(Clone)]
+pub struct WorkerNumbers {
+    pub counters: Counters,
+    pub load: Load,
+}
+
+/// What can be read off the whole server.
+#[derive(Clone)]
 pub struct Metrics {
-    registry: Registry,
+    registry: Arc<Registry>,
+    workers: Arc<[WorkerNumbers]>,
+    pub gauges: Arc<Gauges>,
+    pub host: Host,
 }
 
-struct Shards(Vec<Counters>);
+struct Shards(Arc<[WorkerNumbers]>);
 
 impl std::fmt::Debug for Shards {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Shards({})", self.0.len())
+    }
+}
+
+struct Loads(Arc<[WorkerNumbers]>);
+
+impl std::fmt::Debug for Loads {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Loads({})", self.0.len())
     }
 }
 
@@ -45,6 +77,7 @@ fn help(family: &str) -> (&'static str, &'static str) {
         "udp_messages_sent" => ("", "messages in which UDP datagrams were handed to the kernel; fewer than datagrams where it segments"),
         "stream_frames_sent" => ("", "messages queued for TCP and TLS connections"),
         "packets_consumed" => ("how", "received packets by what became of them; with drops, the sum of all received"),
+        "media_bytes" => ("direction", "media from publishers (in) and to hearers (out), with RTP headers, without what is sent again"),
         "media_packets_forwarded" => ("", "media packets written for a hearer"),
         "relay_packets_in_process" => ("direction", "payloads between the relay and the SFU by a function call"),
         "redirect_table_full" => ("", "checks sent to their owner without noting their tuple"),
@@ -78,7 +111,7 @@ impl Collector for Shards {
             let (label, text) = help(family);
             let name = format!("postern_{family}");
             let mut metric = encoder.encode_descriptor(&name, text, None, MetricType::Counter)?;
-            let sum = |counter: &Counter| ConstCounter::new(self.0.iter().map(|c| c.get(*counter)).sum::<u64>());
+            let sum = |counter: &Counter| ConstCounter::new(self.0.iter().map(|w| w.counters.get(*counter)).sum::<u64>());
             if label.is_empty() {
                 sum(first).encode(metric)?;
             } else {
@@ -89,6 +122,61 @@ impl Collector for Shards {
             at += of_family;
         }
         Ok(())
+    }
+}
+
+/// Packets by how long they were in this process.
+pub struct Latency {
+    /// Upper end of each bucket, seconds, and packets in it; the last one has no end.
+    pub buckets: Vec<(f64, u64)>,
+    pub sum: Duration,
+}
+
+impl Latency {
+    fn of(workers: &[WorkerNumbers]) -> Self {
+        let ends = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let mut all = Self { buckets: ends.map(|end| (end, 0)).collect(), sum: Duration::ZERO };
+        for (counts, sum) in workers.iter().map(|w| w.load.latency()) {
+            all.buckets.iter_mut().zip(counts).for_each(|((_, count), more)| *count += more);
+            all.sum += sum;
+        }
+        all
+    }
+
+    fn packets(&self) -> u64 {
+        self.buckets.iter().map(|(_, count)| count).sum()
+    }
+
+    /// The end of the bucket that the quantile lies in, seconds; `None` without packets, or beyond the last end.
+    pub fn quantile(&self, q: f64) -> Option<f64> {
+        let rank = (q * self.packets() as f64).ceil() as u64;
+        let mut seen = 0;
+        let bucket = self.buckets.iter().find(|(_, count)| {
+            seen += count;
+            seen >= rank.max(1)
+        });
+        bucket.map(|(end, _)| *end).filter(|end| *end < f64::MAX)
+    }
+}
+
+impl Collector for Loads {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), std::fmt::Error> {
+        let text = "time that a worker was awake";
+        let mut metric = encoder.encode_descriptor("postern_worker_busy_seconds", text, None, MetricType::Counter)?;
+        for (at, worker) in self.0.iter().enumerate() {
+            let busy = ConstCounter::new(worker.load.busy().as_secs_f64());
+            busy.encode(metric.encode_family(&[("worker", at.to_string())])?)?;
+        }
+        let text = "participants' transports that live on a worker";
+        let mut metric = encoder.encode_descriptor("postern_worker_transports", text, None, MetricType::Gauge)?;
+        for (at, worker) in self.0.iter().enumerate() {
+            let sessions = ConstGauge::new(worker.load.sessions() as i64);
+            sessions.encode(metric.encode_family(&[("worker", at.to_string())])?)?;
+        }
+        let text = "media packets by how long they were in this process, until the kernel or their connection's queue had them";
+        let mut metric = encoder.encode_descriptor("postern_forwarding_latency_seconds", text, None, MetricType::Histogram)?;
+        let latency = Latency::of(&self.0);
+        metric.encode_histogram::<NoLabelSet>(latency.sum.as_secs_f64(), latency.packets(), &latency.buckets, None)
     }
 }
 
@@ -106,27 +194,61 @@ impl Collector for Room {
                 "when the TLS certificate ends, seconds since 1970",
                 &self.0.certificate_expires,
             ),
+            ("postern_start_timestamp_seconds", "when this process started, seconds since 1970", &self.0.started),
         ];
         for (name, text, value) in rows {
             let metric = encoder.encode_descriptor(name, text, None, MetricType::Gauge)?;
             ConstGauge::new(value.load(Relaxed)).encode(metric)?;
         }
-        let text = "webhook events by what became of them, each counted for every address";
-        let mut metric = encoder.encode_descriptor("postern_webhook_events", text, None, MetricType::Counter)?;
-        for (outcome, value) in [("delivered", &self.0.webhooks_delivered), ("dropped", &self.0.webhooks_dropped)] {
-            let count = ConstCounter::new(value.load(Relaxed).unsigned_abs());
-            count.encode(metric.encode_family(&[("outcome", outcome)])?)?;
+        let version = [("version", env!("CARGO_PKG_VERSION"))];
+        let mut metric = encoder.encode_descriptor("postern_build_info", "which version this is", None, MetricType::Gauge)?;
+        ConstGauge::new(1_i64).encode(metric.encode_family(&version)?)?;
+        let families = [
+            (
+                "postern_webhook_events",
+                "webhook events by what became of them, each counted for every address",
+                [("delivered", &self.0.webhooks_delivered), ("dropped", &self.0.webhooks_dropped)],
+            ),
+            (
+                "postern_audit_entries",
+                "entries of the audit log by what became of them",
+                [("written", &self.0.audit_written), ("dropped", &self.0.audit_dropped)],
+            ),
+        ];
+        for (name, text, outcomes) in families {
+            let mut metric = encoder.encode_descriptor(name, text, None, MetricType::Counter)?;
+            for (outcome, value) in outcomes {
+                let count = ConstCounter::new(value.load(Relaxed).unsigned_abs());
+                count.encode(metric.encode_family(&[("outcome", outcome)])?)?;
+            }
         }
         Ok(())
     }
 }
 
 impl Metrics {
-    pub fn new(shards: Vec<Counters>, gauges: Arc<Gauges>) -> Self {
+    pub fn new(workers: Vec<WorkerNumbers>, gauges: Arc<Gauges>, host: Host) -> Self {
+        let workers: Arc<[WorkerNumbers]> = workers.into();
         let mut registry = Registry::default();
-        registry.register_collector(Box::new(Shards(shards)));
-        registry.register_collector(Box::new(Room(gauges)));
-        Self { registry }
+        registry.register_collector(Box::new(Shards(Arc::clone(&workers))));
+        registry.register_collector(Box::new(Loads(Arc::clone(&workers))));
+        registry.register_collector(Box::new(Room(Arc::clone(&gauges))));
+        gauges.of_participants.register(&mut registry);
+        registry.register_collector(Box::new(host.clone()));
+        Self { registry: Arc::new(registry), workers, gauges, host }
+    }
+
+    /// A number of all workers together.
+    pub fn total(&self, counter: Counter) -> u64 {
+        self.workers.iter().map(|w| w.counters.get(counter)).sum()
+    }
+
+    pub fn latency(&self) -> Latency {
+        Latency::of(&self.workers)
+    }
+
+    pub fn loads(&self) -> impl Iterator<Item = &Load> {
+        self.workers.iter().map(|w| &w.load)
     }
 
     /// The OpenMetrics text.
@@ -146,12 +268,52 @@ mod tests {
         let (a, b) = (Counters::default(), Counters::default());
         a.add(Counter::DropUnknownUfrag, 2);
         b.add(Counter::DropUnknownUfrag, 3);
-        let text = Metrics::new(vec![a, b], Arc::default()).scrape();
+        let workers = [a, b].map(|counters| WorkerNumbers { counters, load: Load::default() });
+        let text = Metrics::new(workers.into(), Arc::default(), Host::new(&[])).scrape();
         assert!(text.contains("postern_drops_total{reason=\"unknown_ufrag\"} 5"), "{text}");
         for counter in Counter::ALL {
             let line = format!("# TYPE postern_{} counter", counter.family());
             assert_eq!(text.matches(&line).count(), 1, "{line}");
             assert_ne!(help(counter.family()).0, "name", "{}", counter.family());
         }
+    }
+
+    #[test]
+    fn every_metric_stands_in_the_documentation_with_its_type() {
+        let gauges = Arc::new(Gauges::default());
+        gauges.of_participants.sampled(&crate::session::quality::Sample {
+            over: Duration::from_secs(5),
+            up: crate::session::quality::Way { bytes: 1, ..Default::default() },
+            ..Default::default()
+        });
+        let workers = vec![WorkerNumbers { counters: Counters::default(), load: Load::default() }];
+        let text = Metrics::new(workers, gauges, Host::new(&[])).scrape();
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '));
+        let mut told: Vec<(String, String)> = types
+            .map(|(name, kind)| (if kind == "counter" { format!("{name}_total") } else { name.to_owned() }, kind.to_owned()))
+            .collect();
+        told.sort();
+        let row = |line: &str| {
+            let mut cells = line.strip_prefix("| `postern_")?.split(" | ");
+            let name = cells.next()?.trim_end_matches('`').split('{').next()?.to_owned();
+            Some((format!("postern_{}", name.trim_end_matches('`')), cells.next()?.to_owned()))
+        };
+        let mut documented: Vec<(String, String)> = include_str!("../../docs/metrics.md").lines().filter_map(row).collect();
+        documented.sort();
+        assert_eq!(told, documented);
+        for (drops, reason) in Counter::ALL.iter().filter(|c| c.family() == "drops").map(|c| (c, format!("`{}`", c.label()))) {
+            assert!(include_str!("../../docs/metrics.md").contains(&reason), "{drops:?}: {reason}");
+        }
+    }
+
+    #[test]
+    fn quantiles_are_ends_of_buckets() {
+        let of = |counts: &[u64]| Latency {
+            buckets: counts.iter().enumerate().map(|(i, n)| (i as f64, *n)).chain([(f64::MAX, 1)]).collect(),
+            sum: Duration::ZERO,
+        };
+        let latency = of(&[0, 90, 8, 1]);
+        assert_eq!([0.5, 0.9, 0.95, 0.99, 1.0].map(|q| latency.quantile(q)), [Some(1.0), Some(1.0), Some(2.0), Some(3.0), None]);
+        assert_eq!(Latency { buckets: vec![(1.0, 0)], sum: Duration::ZERO }.quantile(0.5), None);
     }
 }

@@ -2,6 +2,7 @@
 //! reaches media only by mail.
 
 pub mod admin;
+pub mod audit;
 pub mod auth;
 pub mod certs;
 pub mod door;

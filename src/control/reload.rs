@@ -26,6 +26,7 @@ pub struct Running {
     pub hurry: Arc<Notify>,
     /// The API key that signs webhooks; empty is the first one.
     pub signer: Arc<ArcSwap<String>>,
+    pub admin_token: Arc<ArcSwap<String>>,
     pub config: Mutex<Config>,
 }
 
@@ -80,6 +81,7 @@ impl Running {
         outcome.waits = merged.changed(new).into_iter().filter(|key| !is_cert(key)).collect();
         *config = merged;
         self.signer.store(Arc::new(config.webhooks.api_key.clone()));
+        self.admin_token.store(Arc::new(config.admin.token.clone()));
         self.keys.replace(&config.keys);
         self.front.policy.store(Arc::new(Policy::of(&config)));
         self.front.by_address.set(config.limits.joins_per_second_per_address);
@@ -141,6 +143,7 @@ fn take_over(config: &mut Config, new: &Config) {
     config.webhooks.api_key.clone_from(&new.webhooks.api_key);
     config.keys.clone_from(&new.keys);
     config.rooms.clone_from(&new.rooms);
+    config.admin.token.clone_from(&new.admin.token);
     config.log.level.clone_from(&new.log.level);
     let (limits, wanted) = (&mut config.limits, &new.limits);
     limits.joins_per_second_per_address = wanted.joins_per_second_per_address;

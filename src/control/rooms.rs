@@ -12,7 +12,9 @@ mod data;
 mod joining;
 mod lifetime;
 mod negotiating;
+mod notes;
 mod one_shot;
+mod overview;
 mod permissions;
 mod placement;
 mod publishing;
@@ -21,10 +23,12 @@ mod service;
 mod subscribing;
 
 pub use data::RpcError;
-pub use joining::Arrival;
-pub use one_shot::{Opened, Purpose, Restarted};
+pub use joining::{Arrival, Caller};
+pub use one_shot::{Opened, Purpose, Restarted, Visitor};
+pub use overview::Overview;
 pub use service::{Failure, Later, RoomService};
 
+use super::audit::Audit;
 use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
 use super::webhook::Events;
@@ -39,8 +43,9 @@ use crate::wire::sdp::{Kind, SdpError};
 use livekit_protocol as proto;
 use livekit_protocol::signal_response::Message as Down;
 use negotiating::Subscriber;
-use quality::{Demand, Scores};
+use quality::{Demand, Samples, Scores};
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime};
@@ -77,6 +82,7 @@ pub struct Surroundings {
     pub node: String,
     pub gauges: Arc<Gauges>,
     pub events: Events,
+    pub audit: Audit,
 }
 
 /// Ports that ICE server URLs name.
@@ -168,6 +174,9 @@ pub(super) struct Subscription {
     pub(super) enabled: bool,
     pub(super) layer_max: u8,
     pub(super) temporal_max: u8,
+    /// The layer of a picture that is sent to it, and whether its path takes nothing of it.
+    pub(super) layer: Option<u8>,
+    pub(super) is_paused: bool,
 }
 
 impl Subscription {
@@ -246,6 +255,11 @@ pub(super) struct Participant {
     /// The way that fell silent last, and when, until it is seen what the client found instead.
     pub(super) silent: Option<(PathKind, Instant)>,
     pub(super) scores: Scores,
+    pub(super) samples: Samples,
+    /// Where its signalling came from.
+    pub(super) address: Option<IpAddr>,
+    /// What it says of the program that it is.
+    pub(super) client: String,
 }
 
 impl Participant {
@@ -311,6 +325,7 @@ pub struct Rooms {
     made: u64,
     secrets: SecretRng,
     rpcs: data::Rpcs,
+    notes: notes::Notes,
     /// The server is about to stop: no room is opened any more.
     is_draining: bool,
 }
@@ -334,6 +349,7 @@ impl Rooms {
             made: 0,
             secrets: SecretRng::system(),
             rpcs: data::Rpcs::default(),
+            notes: notes::Notes::default(),
             is_draining: false,
         }
     }
@@ -471,6 +487,7 @@ impl Rooms {
                     tracing::info!(session = session.0, path = kind.name(), "media path");
                     if before.as_deref() != Some(kind.name()) {
                         self.announce(session, true);
+                        self.note_of(session, "path", |_, entry| entry);
                     }
                 }
             }
@@ -481,6 +498,11 @@ impl Rooms {
             Report::Speakers { room, changes } => self.speakers_changed(room, &changes),
             Report::StreamState { session, track, is_paused } => self.stream_state(session, track, is_paused),
             Report::Quality { session, sample } => self.sampled(session, sample),
+            Report::Layer { session, track, layer } => {
+                let subscriptions = self.participant(session).map(|p| p.subscriptions.iter_mut());
+                subscriptions.into_iter().flatten().filter(|s| s.track == track).for_each(|s| s.layer = Some(layer));
+            }
+            Report::Closed { session, rest } => self.closed(session, &rest),
             Report::Data { session, bytes } => self.data_for_server(session, &bytes),
         }
     }

@@ -216,6 +216,12 @@ fn administers(claims: &Claims, room: &str) -> Result<(), Refused> {
     Ok(())
 }
 
+/// Who asks, as the audit log says it: the API key, and whoever the token names.
+fn by(claims: &Claims) -> String {
+    let who = claims.identity();
+    if who.is_empty() { claims.iss.clone() } else { format!("{} ({who})", claims.iss) }
+}
+
 /// What a method came to.
 enum Outcome {
     Done(Vec<u8>),
@@ -239,7 +245,9 @@ fn dispatch(front: &Front, claims: &Claims, method: &str, request: &[u8]) -> Res
         }
         "DeleteRoom" => {
             needs(video.room_create, "roomCreate")?;
-            service.delete_room(&decode::<proto::DeleteRoomRequest>(request)?.room)?;
+            let room = decode::<proto::DeleteRoomRequest>(request)?.room;
+            service.delete_room(&room)?;
+            service.0.note_moderated(&by(claims), method, &room, "");
             proto::DeleteRoomResponse {}.encode_to_vec()
         }
         "ListParticipants" => {
@@ -256,17 +264,23 @@ fn dispatch(front: &Front, claims: &Claims, method: &str, request: &[u8]) -> Res
             let request: proto::RoomParticipantIdentity = decode(request)?;
             administers(claims, &request.room)?;
             service.remove_participant(&request)?;
+            service.0.note_moderated(&by(claims), method, &request.room, &request.identity);
             proto::RemoveParticipantResponse {}.encode_to_vec()
         }
         "MutePublishedTrack" => {
             let request: proto::MuteRoomTrackRequest = decode(request)?;
             administers(claims, &request.room)?;
-            proto::MuteRoomTrackResponse { track: Some(service.mute_track(&request)?) }.encode_to_vec()
+            let track = service.mute_track(&request)?;
+            let action = if request.muted { method } else { "UnmutePublishedTrack" };
+            service.0.note_moderated(&by(claims), action, &request.room, &request.identity);
+            proto::MuteRoomTrackResponse { track: Some(track) }.encode_to_vec()
         }
         "UpdateParticipant" => {
             let request: proto::UpdateParticipantRequest = decode(request)?;
             administers(claims, &request.room)?;
-            service.update_participant(&request)?.encode_to_vec()
+            let info = service.update_participant(&request)?;
+            service.0.note_moderated(&by(claims), method, &request.room, &request.identity);
+            info.encode_to_vec()
         }
         "UpdateSubscriptions" => {
             let request: proto::UpdateSubscriptionsRequest = decode(request)?;

@@ -4,13 +4,14 @@
 //! upgrade, with a status and a sentence, because afterwards a browser cannot see either.
 
 use super::auth::{Claims, Denied};
+use super::door::Peer;
 use super::limits::Rate;
-use super::rooms::{Arrival, JoinError, Rooms, SIGNAL_QUEUE, Signal};
+use super::rooms::{Arrival, Caller, JoinError, Rooms, SIGNAL_QUEUE, Signal};
 use crate::config::Config;
 use arc_swap::ArcSwap;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
-use axum::extract::{Query, State};
+use axum::extract::{Extension, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -280,16 +281,28 @@ fn validated(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQ
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
-pub async fn connect(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>, upgrade: Upgrade) -> Response {
-    connected(&front, Version::V0, &headers, &query, upgrade)
+pub async fn connect(
+    State(front): State<Arc<Front>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Query(query): Query<JoinQuery>,
+    upgrade: Upgrade,
+) -> Response {
+    connected(&front, Version::V0, peer, &headers, &query, upgrade)
 }
 
-pub async fn connect_v1(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>, upgrade: Upgrade) -> Response {
-    connected(&front, Version::V1, &headers, &query, upgrade)
+pub async fn connect_v1(
+    State(front): State<Arc<Front>>,
+    Extension(peer): Extension<Peer>,
+    headers: HeaderMap,
+    Query(query): Query<JoinQuery>,
+    upgrade: Upgrade,
+) -> Response {
+    connected(&front, Version::V1, peer, &headers, &query, upgrade)
 }
 
-fn connected(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Response {
-    match admit(front, version, headers, query, upgrade) {
+fn connected(front: &Arc<Front>, version: Version, peer: Peer, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Response {
+    match admit(front, version, peer, headers, query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
             tracing::info!(reason = %refused, "a join was refused");
@@ -298,7 +311,14 @@ fn connected(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &
     }
 }
 
-fn admit(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Result<Response, Refused> {
+fn admit(
+    front: &Arc<Front>,
+    version: Version,
+    Peer(peer): Peer,
+    headers: &HeaderMap,
+    query: &JoinQuery,
+    upgrade: Upgrade,
+) -> Result<Response, Refused> {
     let upgrade = upgrade.map_err(|_| Refused::NoWebSocket)?;
     let (claims, request, is_dual) = check(front, version, headers, query)?;
     if !front.admits_joiner(&claims) {
@@ -311,7 +331,8 @@ fn admit(front: &Arc<Front>, version: Version, headers: &HeaderMap, query: &Join
         tracing::info!(reason = reason.as_str_name(), "a client is back");
         front.rooms().resume(&claims, &request.participant_sid, &host, signal.clone())
     } else {
-        Some(front.rooms().join(Arrival { claims, request, host, is_dual }, signal.clone())?)
+        let caller = Caller { host, address: Some(peer.ip()) };
+        Some(front.rooms().join(Arrival { claims, request, caller, is_dual }, signal.clone())?)
     };
     let Some(session) = session else {
         // A participant that is no longer here joins anew; this answer makes the SDK do so by itself.

@@ -252,6 +252,17 @@ pub(super) fn kind_of(info: &proto::TrackInfo) -> Kind {
     if info.r#type == proto::TrackType::Video as i32 { Kind::Video } else { Kind::Audio }
 }
 
+/// As tokens and the dashboard call it.
+pub(super) fn source_name(source: i32) -> &'static str {
+    match proto::TrackSource::try_from(source) {
+        Ok(proto::TrackSource::Camera) => "camera",
+        Ok(proto::TrackSource::Microphone) => "microphone",
+        Ok(proto::TrackSource::ScreenShare) => "screen_share",
+        Ok(proto::TrackSource::ScreenShareAudio) => "screen_share_audio",
+        Ok(proto::TrackSource::Unknown) | Err(_) => "unknown",
+    }
+}
+
 pub(super) fn source_named(name: &str) -> Option<proto::TrackSource> {
     Some(match name {
         "camera" => proto::TrackSource::Camera,

@@ -205,6 +205,13 @@ impl Worker {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let woke = self.clock.now().mono;
+        let poll = self.turns(cx);
+        self.shard.load.was_busy(self.clock.now().mono.since(woke));
+        poll
+    }
+
+    fn turns(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         self.inbox.is_awake();
         self.inbox.turns();
         self.ready.root.register(cx.waker());
@@ -537,5 +544,8 @@ impl Worker {
         }
         self.shard.egress.clear();
         self.outbox.flush();
+        if self.shard.has_departures() {
+            self.shard.has_left(self.clock.now().mono);
+        }
     }
 }

@@ -65,6 +65,8 @@ pub struct Media {
     /// When it was captured, NTP format: on the sender's clock, which its layers share, and on ours, which all senders do.
     pub sent_ntp: Option<u64>,
     pub ntp: Option<u64>,
+    /// When it came to this process.
+    pub arrived: Instant,
     pub frame: FrameInfo,
     /// Descriptor and extended picture id of VP8.
     pub picture: Option<(vp8::Descriptor, u64)>,
@@ -94,6 +96,13 @@ impl Media {
             self.payload.end += growth;
             self.newest = Some(self.payload.start + growth);
         }
+    }
+
+    /// The layer of a picture that a hearer has with this packet: of several streams, or of several in one.
+    fn layer_of(&self, passage: Passage) -> Option<u8> {
+        let (Passage::Continue { spatial_max } | Passage::Start { spatial_max, .. }) = passage else { return None };
+        let is_video = self.format.codec.is_video();
+        is_video.then_some(if self.frame.spatial_id.is_some() { spatial_max } else { self.layer })
     }
 
     fn input(&self, now: Instant) -> Input {
@@ -144,6 +153,8 @@ pub(super) struct Outgoing {
     stream: RtpOut,
     thinning: Thinning,
     has_reported: bool,
+    /// The layer of a picture that the client gets, and whether that was told.
+    layer: Option<(u8, bool)>,
 }
 
 impl Outgoing {
@@ -152,7 +163,7 @@ impl Outgoing {
         // Below the roll-over that a receiver cannot see coming.
         let first = |ssrc: u32| spent.get(&ssrc).map_or(u64::from(ssrc >> 8 & 0x7FFF), |next| *next);
         let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, first(plan.ssrc.0), first(plan.rtx.0));
-        Self { plan, stream, thinning: Thinning::default(), has_reported: false }
+        Self { plan, stream, thinning: Thinning::default(), has_reported: false, layer: None }
     }
 
     /// Its sources and the next number of each.
@@ -180,6 +191,10 @@ pub(super) struct RoundTrip {
 impl RoundTrip {
     pub(super) fn get(&self) -> Duration {
         self.smoothed.unwrap_or(RTT_UNKNOWN)
+    }
+
+    pub(super) fn told_so_far(&self) -> Option<Duration> {
+        self.smoothed
     }
 
     /// Our stamp came back (RFC 3550 §6.4.1, figure 2): `last` are its middle bits, `delay` in 1/65536 s.
@@ -211,6 +226,7 @@ impl Session {
         let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
         let (mut header, len, index) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
         let packet = &packet[..len];
+        self.meter.up.bytes += len as u64;
         self.media_arrived(now, path, true, out);
         if self.retired.contains(&header.ssrc) {
             return Err(SessionDrop::UnknownSource);
@@ -293,6 +309,7 @@ impl Session {
             sequence,
             sent_ntp,
             ntp,
+            arrived: now,
             frame,
             picture,
             frame_number,
@@ -469,6 +486,7 @@ impl Session {
                 }
                 rtcp::Packet::Pli { ssrc } | rtcp::Packet::Fir { ssrc } => {
                     if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == ssrc) {
+                        self.meter.down.key_frames += 1;
                         out.push(Effect::KeyFrameWanted(outgoing.plan.track));
                     }
                 }
@@ -488,7 +506,9 @@ impl Session {
                         Some(r) => Effect::Resend { track, layer: r.layer, sequence: r.sequence },
                         None => Effect::ResendRefused,
                     }));
-                    self.nacks_left -= out.len() - before;
+                    let asked = out.len() - before;
+                    self.nacks_left -= asked;
+                    self.meter.down.nacks += asked as u32;
                 }
                 rtcp::Packet::TransportCc(feedback) => {
                     if let Some(feedback) = Feedback::read(feedback).filter(|f| f.covers() <= self.told_left) {
@@ -516,7 +536,7 @@ impl Session {
             if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == block.ssrc) {
                 self.round_trip.told(now, block.last_sr, block.delay_since_last_sr);
                 let clock_rate = outgoing.plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
-                self.meter.down(&block, clock_rate);
+                self.meter.report_down(&block, clock_rate);
             }
         }
     }
@@ -576,6 +596,11 @@ impl Session {
             Verdict::Fill(mapped) => (mapped, &[][..], 1),
             Verdict::Leave => return None,
         };
+        if let Some(layer) = media.layer_of(passage)
+            && outgoing.layer.is_none_or(|(before, _)| before != layer)
+        {
+            outgoing.layer = Some((layer, false));
+        }
         outgoing.stream.sent(payload.len());
         self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
         let is_repeated_as_it_is = format.rtx.is_none() && format.format.codec.is_video();
@@ -590,6 +615,7 @@ impl Session {
             transport: is_numbered.then(|| self.sent.next()),
         };
         let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
+        self.meter.down.bytes += len as u64;
         if is_numbered {
             self.sent.push(now);
         }
@@ -621,6 +647,7 @@ impl Session {
         let transport = is_numbered.then(|| self.sent.next());
         let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
         let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
+        self.meter.down.bytes += len as u64;
         if is_numbered {
             self.sent.push(now);
         }
@@ -634,6 +661,7 @@ impl Session {
         if let Some(&ssrc) = ssrc {
             let mut pli = Vec::with_capacity(48);
             rtcp::write_pli(&mut pli, self.rtcp_ssrc, ssrc);
+            self.meter.up.key_frames += 1;
             self.send_rtcp(pli, out);
         }
     }
@@ -653,6 +681,7 @@ impl Session {
                 out.push(Effect::PictureLost { track: self.receive[source.section].track, layer: source.layer });
             }
             if !lost.is_empty() {
+                self.meter.up.nacks += lost.len() as u32;
                 out.push(Effect::Nacked(lost.len()));
                 for lost in lost.chunks(NACK_MAX) {
                     compounds.add(|out| rtcp::write_nack(out, self.rtcp_ssrc, *ssrc, lost));
@@ -683,7 +712,7 @@ impl Session {
         for ssrc in &self.source_order {
             let Some(source) = self.sources.get_mut(ssrc) else { continue };
             let block = source.stream.report(now);
-            self.meter.up(&block, source.stream.clock_rate());
+            self.meter.report_up(&block, source.stream.clock_rate());
             blocks.push(block);
         }
         for blocks in blocks.chunks(31) {
@@ -705,6 +734,15 @@ impl Session {
                 });
             }
         }
+    }
+
+    /// Layers that have changed and were not told.
+    pub(super) fn layer_news(&mut self) -> impl Iterator<Item = (TrackId, u8)> {
+        let untold = self.outgoing.iter_mut().filter_map(|o| Some((o.plan.track, o.layer.as_mut().filter(|(_, was_told)| !was_told)?)));
+        untold.map(|(track, (layer, was_told))| {
+            *was_told = true;
+            (track, *layer)
+        })
     }
 
     /// A stream that has a clock now and has not said so: its receiver cannot put sound and picture together before.

@@ -129,6 +129,11 @@ pub enum Effect {
         track: TrackId,
         is_paused: bool,
     },
+    /// The client gets another layer of a picture.
+    Layer {
+        track: TrackId,
+        layer: u8,
+    },
     /// Nothing has come for some seconds.
     Silent {
         was_busy: bool,
@@ -401,6 +406,11 @@ impl Session {
         self.drain_ice(out);
     }
 
+    /// What it was like since the last sample; the last one.
+    pub fn last_sample(&mut self, now: Instant) -> Sample {
+        self.meter.rest(now, self.round_trip.told_so_far())
+    }
+
     /// Says goodbye.
     pub fn close(&mut self, now: Instant, out: &mut Vec<Effect>) {
         let sources: Vec<u32> = self.outgoing.iter().map(|o| o.plan.ssrc.0).collect();
@@ -447,7 +457,8 @@ impl Session {
             if self.report_due <= now || self.has_news(now) {
                 self.report_due = now + REPORT_INTERVAL;
                 self.report(now, &mut compounds);
-                out.extend(self.meter.take(now, self.round_trip.get()).map(Effect::Sampled));
+                out.extend(self.meter.take(now, self.round_trip.told_so_far()).map(Effect::Sampled));
+                out.extend(self.layer_news().map(|(track, layer)| Effect::Layer { track, layer }));
                 out.extend(self.stream_news.drain(..).map(|(track, is_paused)| Effect::StreamState { track, is_paused }));
             }
         } else if self.report_due <= now {

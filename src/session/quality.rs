@@ -6,55 +6,78 @@ use crate::wire::rtcp::ReportBlock;
 /// How often a sample is taken.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-/// The worst of the streams of a transport, over some seconds.
+/// One of a transport's two ways: up to us or down to the client.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Way {
+    /// Media, with its headers, bytes.
+    pub bytes: u64,
+    /// Mean share of packets lost, 0 to 1.
+    pub lost: f32,
+    /// Packets that whoever receives asked for again.
+    pub nacks: u32,
+    /// Pictures to start from that it asked for.
+    pub key_frames: u32,
+}
+
+/// What a transport was like over some seconds.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Sample {
-    /// Share of packets lost on their way to us, and on their way to the client, 0 to 1.
-    pub lost_up: f32,
-    pub lost_down: f32,
-    pub rtt: Duration,
+    pub over: Duration,
+    pub up: Way,
+    pub down: Way,
+    /// `None` until the client has told.
+    pub rtt: Option<Duration>,
+    /// The worst of all streams.
     pub jitter: Duration,
 }
 
-/// Gathers reports until a sample is due.
+/// Gathers what happens until a sample is due.
 #[derive(Default)]
 pub(super) struct Meter {
-    next: Sample,
+    pub(super) up: Way,
+    pub(super) down: Way,
+    jitter: Duration,
+    /// Reports whose losses were added up.
     reports: (u32, u32),
-    due: Option<Instant>,
+    since: Option<Instant>,
 }
 
 impl Meter {
     /// What we report about a stream of the client.
-    pub(super) fn up(&mut self, block: &ReportBlock, clock_rate: u32) {
+    pub(super) fn report_up(&mut self, block: &ReportBlock, clock_rate: u32) {
         self.reports.0 += 1;
-        self.next.lost_up += f32::from(block.fraction_lost) / 256.0;
-        self.jitter(block, clock_rate);
+        self.up.lost += lost(block);
+        self.jitter = self.jitter.max(jitter(block, clock_rate));
     }
 
     /// What the client reports about a stream of ours.
-    pub(super) fn down(&mut self, block: &ReportBlock, clock_rate: u32) {
+    pub(super) fn report_down(&mut self, block: &ReportBlock, clock_rate: u32) {
         self.reports.1 += 1;
-        self.next.lost_down += f32::from(block.fraction_lost) / 256.0;
-        self.jitter(block, clock_rate);
+        self.down.lost += lost(block);
+        self.jitter = self.jitter.max(jitter(block, clock_rate));
     }
 
-    fn jitter(&mut self, block: &ReportBlock, clock_rate: u32) {
-        let jitter = Duration::from_micros(u64::from(block.jitter) * 1_000_000 / u64::from(clock_rate.max(1)));
-        self.next.jitter = self.next.jitter.max(jitter);
+    /// The sample, when it is due.
+    pub(super) fn take(&mut self, now: Instant, rtt: Option<Duration>) -> Option<Sample> {
+        let since = *self.since.get_or_insert(now);
+        (now.since(since) >= INTERVAL).then(|| self.rest(now, rtt))
     }
 
-    pub(super) fn take(&mut self, now: Instant, rtt: Duration) -> Option<Sample> {
-        let due = *self.due.get_or_insert(now + INTERVAL);
-        if now < due {
-            return None;
-        }
-        self.due = Some(now + INTERVAL);
-        let (up, down) = std::mem::take(&mut self.reports);
-        let sample = std::mem::take(&mut self.next);
-        let mean = |sum: f32, of: u32| if of == 0 { 0.0 } else { sum / of as f32 };
-        Some(Sample { lost_up: mean(sample.lost_up, up), lost_down: mean(sample.lost_down, down), rtt, ..sample })
+    /// What came since the last sample.
+    pub(super) fn rest(&mut self, now: Instant, rtt: Option<Duration>) -> Sample {
+        let Self { up, down, jitter, reports, since } = std::mem::take(self);
+        self.since = Some(now);
+        let mean = |way: Way, of: u32| Way { lost: way.lost / of.max(1) as f32, ..way };
+        Sample { over: now.since(since.unwrap_or(now)), up: mean(up, reports.0), down: mean(down, reports.1), rtt, jitter }
     }
+}
+
+fn lost(block: &ReportBlock) -> f32 {
+    f32::from(block.fraction_lost) / 256.0
+}
+
+fn jitter(block: &ReportBlock, clock_rate: u32) -> Duration {
+    Duration::from_micros(u64::from(block.jitter) * 1_000_000 / u64::from(clock_rate.max(1)))
 }
 
 #[cfg(test)]
@@ -73,14 +96,19 @@ mod tests {
             delay_since_last_sr: 0,
         };
         let (mut meter, at) = (Meter::default(), Instant::from_millis);
-        assert_eq!(meter.take(at(0), Duration::ZERO), None);
-        meter.up(&block(64, 480), 48_000);
-        meter.up(&block(0, 90), 90_000);
-        meter.down(&block(128, 0), 90_000);
-        assert_eq!(meter.take(at(4_999), Duration::ZERO), None);
-        let rtt = Duration::from_millis(40);
-        let want = Sample { lost_up: 0.125, lost_down: 0.5, rtt, jitter: Duration::from_millis(10) };
+        assert_eq!(meter.take(at(0), None), None);
+        meter.report_up(&block(64, 480), 48_000);
+        meter.report_up(&block(0, 90), 90_000);
+        meter.report_down(&block(128, 0), 90_000);
+        meter.up.bytes += 1_200;
+        assert_eq!(meter.take(at(4_999), None), None);
+        let (over, rtt) = (Duration::from_secs(5), Some(Duration::from_millis(40)));
+        let (up, down) = (Way { bytes: 1_200, lost: 0.125, ..Way::default() }, Way { lost: 0.5, ..Way::default() });
+        let want = Sample { over, up, down, rtt, jitter: Duration::from_millis(10) };
         assert_eq!(meter.take(at(5_000), rtt), Some(want));
-        assert_eq!(meter.take(at(10_000), rtt), Some(Sample { rtt, ..Sample::default() }), "each is counted once");
+        assert_eq!(meter.take(at(10_000), rtt), Some(Sample { over, rtt, ..Sample::default() }), "each is counted once");
+        meter.down.nacks += 1;
+        let rest = meter.rest(at(12_000), None);
+        assert_eq!((rest.over, rest.down.nacks), (Duration::from_secs(2), 1));
     }
 }

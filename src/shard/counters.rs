@@ -52,6 +52,9 @@ counters! {
     Absorbed "packets_consumed" "absorbed",
     /// Media packets written for a hearer.
     Forwarded "media_packets_forwarded" "",
+    /// RTP as it came, its headers included and its tag not; and as it left, without what is sent again.
+    MediaBytesIn "media_bytes" "in",
+    MediaBytesOut "media_bytes" "out",
     /// Payloads that came through our own relay to the SFU by a function call.
     RelayedIn "relay_packets_in_process" "in",
     RelayedOut "relay_packets_in_process" "out",

@@ -67,6 +67,7 @@ impl Shard {
             return self.pool.put(buf);
         }
         self.counters.count(Counter::MediaIn);
+        self.counters.add(Counter::MediaBytesIn, buf.len() as u64);
         let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
         for recovered in recovered {
             self.counters.count(Counter::Recovered);
@@ -273,6 +274,8 @@ impl Shard {
         match session.forward(now.mono, media, packet, passage, padded_to, slot) {
             Some(len) => {
                 self.counters.count(Counter::Forwarded);
+                self.counters.add(Counter::MediaBytesOut, len as u64);
+                self.departures.add(media.arrived);
                 self.commit(now, route, len, if media.format.codec.is_video() { Cargo::Picture } else { Cargo::Sound });
             }
             None => drop(self.egress.abandon()),

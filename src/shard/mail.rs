@@ -169,6 +169,17 @@ pub enum Report {
         track: TrackId,
         is_paused: bool,
     },
+    /// A client gets another layer of a picture.
+    Layer {
+        session: SessionId,
+        track: TrackId,
+        layer: u8,
+    },
+    /// A transport is no more; what it was like since its last sample.
+    Closed {
+        session: SessionId,
+        rest: Sample,
+    },
     /// What a transport was like lately.
     Quality {
         session: SessionId,

@@ -9,6 +9,7 @@ pub mod counters;
 pub mod egress;
 mod fan_out;
 mod guard;
+pub mod load;
 pub mod mail;
 mod rooms;
 mod store;
@@ -32,6 +33,7 @@ use crate::wire::stun::{self, Message};
 use counters::{Counter, Counters};
 use egress::Egress;
 use fan_out::FanOut;
+use load::{Departures, Load};
 use mail::{Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -69,6 +71,7 @@ pub struct ShardConfig {
 pub struct Shard {
     config: ShardConfig,
     pub counters: Counters,
+    pub load: Load,
     pub pool: Pool,
     pub egress: Egress,
     effects: Vec<Effect>,
@@ -88,6 +91,7 @@ pub struct Shard {
     /// What other workers need of tracks that are not known here yet.
     early_demands: VecDeque<(TrackId, WorkerId, Word)>,
     fan_out: FanOut,
+    departures: Departures,
     store: Store,
     turn_reply: Vec<u8>,
     turn_effects: Vec<turn::Effect>,
@@ -113,6 +117,7 @@ impl Shard {
     pub fn new(config: ShardConfig, secrets: SecretRng, dice: Rng) -> Self {
         Self {
             counters: Counters::default(),
+            load: Load::default(),
             pool: Pool::new(config.buffers),
             egress: Egress::default(),
             effects: Vec::new(),
@@ -128,6 +133,7 @@ impl Shard {
             silenced: HashSet::new(),
             early_demands: VecDeque::new(),
             fan_out: FanOut::default(),
+            departures: Departures::default(),
             store: Store::new(config.store_bytes),
             turn_reply: Vec::new(),
             turn_effects: Vec::new(),
@@ -577,17 +583,12 @@ impl Shard {
                 session::Effect::PathSelected(path) => {
                     let kind = self.kind_of(path);
                     self.effects.push(Effect::Report(Report::Path { session: id, kind }));
+                    if self.sessions.get(&id).is_some_and(|s| s.state() == session::State::Live) {
+                        self.go_live(id);
+                    }
                 }
                 session::Effect::Live { profile } => {
-                    if let Some(place) = self.places.get_mut(&id) {
-                        place.stepped_out.iter_mut().for_each(|m| m.is_live = true);
-                        if let Some(room) = self.rooms.get_mut(&place.room) {
-                            room.go_live(id);
-                        }
-                    }
-                    if let Some(room) = self.places.get(&id).map(|p| p.room) {
-                        self.tell_homes(room);
-                    }
+                    self.go_live(id);
                     self.effects.push(Effect::Report(Report::Live { session: id, profile }));
                 }
                 session::Effect::KeyFrameWanted(track) => {
@@ -624,6 +625,7 @@ impl Shard {
                 session::Effect::StreamState { track, is_paused } => {
                     self.effects.push(Effect::Report(Report::StreamState { session: id, track, is_paused }));
                 }
+                session::Effect::Layer { track, layer } => self.effects.push(Effect::Report(Report::Layer { session: id, track, layer })),
                 session::Effect::Silent { was_busy } => self.effects.push(Effect::Report(Report::Silent { session: id, was_busy })),
                 session::Effect::Sampled(sample) => self.effects.push(Effect::Report(Report::Quality { session: id, sample })),
                 session::Effect::Unreachable => self.effects.push(Effect::Report(Report::Unreachable { session: id })),
@@ -636,6 +638,16 @@ impl Shard {
         self.session_effects = effects;
         if ended {
             self.close(now, id);
+        }
+    }
+
+    /// A session has keys and a way: what it hears may begin.
+    fn go_live(&mut self, id: SessionId) {
+        let Some(place) = self.places.get_mut(&id) else { return };
+        let room_id = place.room;
+        place.stepped_out.iter_mut().for_each(|m| m.is_live = true);
+        if self.rooms.get_mut(&room_id).is_some_and(|room| room.go_live(id)) {
+            self.tell_homes(room_id);
         }
     }
 
@@ -675,6 +687,7 @@ impl Shard {
     fn close(&mut self, now: Now, id: SessionId) {
         let Some(mut session) = self.sessions.remove(&id) else { return };
         self.at_work = Some(id);
+        self.effects.push(Effect::Report(Report::Closed { session: id, rest: session.last_sample(now.mono) }));
         let mut effects = Vec::new();
         session.close(now.mono, &mut effects);
         for effect in effects {
@@ -701,6 +714,7 @@ impl Shard {
         }
         self.timers.forget(Timer::Session(id));
         self.counters.count(Counter::SessionsClosed);
+        self.load.set_sessions(self.sessions.len());
     }
 
     /// A track is no more.
@@ -812,7 +826,17 @@ impl Shard {
         }
     }
 
-    pub fn deadline(&mut self) -> Option<crate::base::time::Instant> {
+    /// Whether media was written since [`Shard::has_left`].
+    pub fn has_departures(&self) -> bool {
+        !self.departures.is_empty()
+    }
+
+    /// All that was written has been handed to the kernel, or waits for its connection.
+    pub fn has_left(&mut self, now: Instant) {
+        self.departures.left(now, &self.load);
+    }
+
+    pub fn deadline(&mut self) -> Option<Instant> {
         self.timers.deadline()
     }
 }

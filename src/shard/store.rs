@@ -218,6 +218,7 @@ mod tests {
             sequence,
             sent_ntp: None,
             ntp: None,
+            arrived: Instant::default(),
             frame: FrameInfo::default(),
             picture: None,
             frame_number: None,

@@ -443,6 +443,7 @@ impl World {
         }
         for shard in &mut self.shards {
             assert!(shard.egress.datagrams().is_empty(), "every datagram has a receiver");
+            shard.has_left(self.now);
         }
     }
 

@@ -17,7 +17,7 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(60);
 /// One who has dropped out.
 pub(super) struct Absent {
     since: Instant,
-    participant: Participant,
+    pub(super) participant: Participant,
 }
 
 impl Rooms {
@@ -31,6 +31,7 @@ impl Rooms {
         self.tell(session, Down::Leave(leave(reason, Action::Reconnect)));
         let hearers = self.hearers_of(session);
         let Some((name, mut participant)) = self.take_out(session, reason) else { return };
+        self.note_left(&name, &participant, reason, false);
         // A browser sees a track come back in its section only when it saw it end there.
         for hearer in hearers {
             self.sections_freed(hearer);
@@ -92,6 +93,7 @@ impl Rooms {
         self.count();
         tracing::info!(room = %name, session = key.0, "a participant is back");
         self.event("participant_joined", name, Some(&info), None);
+        self.note_of(key, "returned", |p, entry| crate::control::audit::Entry { address: p.address, ..entry });
         self.announce(key, false);
         self.publications_changed(key);
         self.data_tracks_changed(key);

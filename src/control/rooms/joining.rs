@@ -2,12 +2,13 @@
 
 use super::data::DataTrack;
 use super::negotiating::Subscriber;
-use super::quality::Scores;
+use super::quality::{Samples, Scores};
 use super::{
     Dialogue, Down, JoinError, PING_INTERVAL_S, PING_TIMEOUT_S, PROTOCOL, Participant, Room, Rooms, SPOKEN_VERSION, Sections, Signal,
     Transport, mono, room_info, wall,
 };
 use crate::base::id::{RoomId, SessionId, TrackId, WorkerId};
+use crate::control::audit::Audit;
 use crate::control::auth::Claims;
 use crate::control::tracks::{is_reserved, is_too_long, kind_named, publish_codecs, source_named};
 use crate::control::webhook::Events;
@@ -20,6 +21,7 @@ use crate::wire::sdp::Description;
 use livekit_protocol as proto;
 use proto::leave_request::Action;
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +33,8 @@ const TOKEN_LIFETIME_S: u64 = 600;
 const IDLE_FOR: Duration = Duration::from_secs(5);
 /// Abilities that a client may name; everybody is told them.
 const CAPABILITIES_MAX: usize = 32;
+/// What is kept of how a client describes itself, characters.
+const PROGRAM_MAX: usize = 128;
 /// Revocations that a room keeps.
 const REVOKED_MAX: usize = 4_096;
 
@@ -38,10 +42,16 @@ const REVOKED_MAX: usize = 4_096;
 pub struct Arrival {
     pub claims: Claims,
     pub request: proto::JoinRequest,
-    /// The name by which it reached us.
-    pub host: String,
+    pub caller: Caller,
     /// It knows only two peer connections, the second one offered by us.
     pub is_dual: bool,
+}
+
+/// How somebody reached us: by which name, and from where.
+#[derive(Clone, Debug, Default)]
+pub struct Caller {
+    pub host: String,
+    pub address: Option<IpAddr>,
 }
 
 impl Rooms {
@@ -57,7 +67,7 @@ impl Rooms {
         if let Some(offer) = &offer {
             Description::parse(&offer.sdp)?;
         }
-        let (host, adds) = (arrival.host.clone(), arrival.request.add_track_requests.clone());
+        let (host, adds) = (arrival.caller.host.clone(), arrival.request.add_track_requests.clone());
         let session = self.seat(arrival, Dialogue::Signal, Some(signal))?;
         let name = self.places.get(&session).cloned().unwrap_or_default();
         let response = self.join_response(&name, session, &host);
@@ -81,7 +91,7 @@ impl Rooms {
 
     /// Gives a participant its place in the room; nobody is told yet.
     pub(super) fn seat(&mut self, arrival: Arrival, dialogue: Dialogue, signal: Option<Signal>) -> Result<SessionId, JoinError> {
-        let Arrival { claims, request, is_dual, .. } = arrival;
+        let Arrival { claims, request, is_dual, caller } = arrival;
         let name = claims.video.room.clone();
         if !self.may_join(&claims) {
             return Err(JoinError::RoomMissing);
@@ -121,6 +131,7 @@ impl Rooms {
         let worker = self.worker_for(&name);
         let now = wall();
         let sid = self.sid("PA_");
+        let program = program(&client);
         let info = proto::ParticipantInfo {
             sid: sid.clone(),
             identity: identity.clone(),
@@ -182,6 +193,9 @@ impl Rooms {
             path: None,
             silent: None,
             scores: Scores::default(),
+            samples: Samples::default(),
+            address: caller.address,
+            client: program,
         };
         if let Some(room) = self.rooms.get_mut(&name) {
             room.participants.push(participant);
@@ -190,6 +204,7 @@ impl Rooms {
         self.spread(&name);
         self.count();
         tracing::info!(room = %name, session = session.0, worker = worker.0, "a participant joined");
+        self.note_joined(session);
         Ok(session)
     }
 
@@ -234,6 +249,7 @@ impl Rooms {
         self.rooms.insert(name.to_owned(), room);
         self.count();
         self.event("room_started", name, None, None);
+        self.note_room("room_started", name);
         id
     }
 
@@ -406,7 +422,8 @@ impl Rooms {
 
     /// Takes a participant out for good.
     pub fn remove(&mut self, session: SessionId, reason: proto::DisconnectReason) {
-        if let Some((_, gone)) = self.take_out(session, reason) {
+        if let Some((name, gone)) = self.take_out(session, reason) {
+            self.note_left(&name, &gone, reason, true);
             self.close_transports(&gone);
         }
     }
@@ -504,7 +521,9 @@ impl Rooms {
         for name in names {
             self.finish(&name);
         }
+        self.note_leaving(true);
         // Nothing happens any more: whoever tells of it may end.
+        self.around.audit = Audit::none(Arc::clone(&self.around.gauges));
         self.around.events = Events::none(Arc::clone(&self.around.gauges));
     }
 
@@ -547,6 +566,18 @@ impl Room {
 pub(super) fn leave(reason: proto::DisconnectReason, action: Action) -> proto::LeaveRequest {
     let can_reconnect = action != Action::Disconnect;
     proto::LeaveRequest { can_reconnect, reason: reason as i32, action: action as i32, ..Default::default() }
+}
+
+/// What a client says of the program that it is, in a few words.
+fn program(client: &proto::ClientInfo) -> String {
+    let sdk = match proto::client_info::Sdk::try_from(client.sdk) {
+        Ok(proto::client_info::Sdk::Unknown) | Err(_) => "",
+        Ok(sdk) => sdk.as_str_name(),
+    };
+    let with = |name: &str, version: &str| format!("{name} {version}").trim().to_owned();
+    let parts = [with(sdk, &client.version), with(&client.browser, &client.browser_version), with(&client.os, &client.os_version)];
+    let named: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
+    named.join(", ").chars().filter(|c| !c.is_control()).take(PROGRAM_MAX).collect()
 }
 
 /// What a token allows.

@@ -78,7 +78,8 @@ impl Rooms {
         tracing::info!(session = session.0, srtp = profile.name(), "media is connected");
         let Some(p) = self.participant(session).filter(|p| !p.is_active()) else { return };
         p.info.state = proto::participant_info::State::Active as i32;
-        let (key, info) = (p.session, p.info.clone());
+        let (key, info, joined_at) = (p.session, p.info.clone(), p.joined_at);
+        self.around.gauges.of_participants.joined(mono().duration_since(joined_at));
         self.announce(key, true);
         if let Some(name) = self.places.get(&key).cloned() {
             self.event("participant_joined", &name, Some(&info), None);
@@ -209,6 +210,7 @@ impl Rooms {
         self.tell_heard(now);
         self.tick_quality(now);
         self.tick_rpcs(now);
+        self.note_leaving(false);
     }
 
     fn tick_rooms(&mut self, now: Instant) {
@@ -248,6 +250,7 @@ impl Rooms {
     pub(super) fn finish(&mut self, name: &str) {
         self.forget_all_absent(name);
         self.event("room_finished", name, None, None);
+        self.note_room("room_finished", name);
         self.rooms.remove(name);
         self.count();
     }

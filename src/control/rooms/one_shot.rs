@@ -2,7 +2,7 @@
 //! room like any other; what a player hears is filled into the sections that it came with, as it is published.
 
 use super::joining::permission_of;
-use super::{Arrival, Dialogue, JoinError, Participant, Rooms};
+use super::{Arrival, Caller, Dialogue, JoinError, Participant, Rooms};
 use crate::base::id::{SessionId, Ssrc, TrackId};
 use crate::control::auth::Claims;
 use crate::control::tracks::{may_publish, publish_all, source_of};
@@ -36,6 +36,13 @@ pub(in crate::control) struct Slot {
     pub(in crate::control) rtx: Ssrc,
 }
 
+/// Who comes over HTTP.
+pub struct Visitor {
+    pub caller: Caller,
+    /// Its `User-Agent`.
+    pub program: String,
+}
+
 /// What answers an offer over HTTP.
 pub struct Opened {
     pub session: SessionId,
@@ -54,7 +61,7 @@ pub struct Restarted {
 
 impl Rooms {
     /// A publisher or player comes with its offer.
-    pub fn open(&mut self, claims: Claims, purpose: Purpose, host: &str, offer: &str) -> Result<Opened, JoinError> {
+    pub fn open(&mut self, claims: Claims, purpose: Purpose, from: Visitor, offer: &str) -> Result<Opened, JoinError> {
         let offer = Description::parse(offer)?;
         let media = || offer.sections.iter().filter(|s| s.kind != Kind::Application && !s.is_rejected && !s.formats.is_empty());
         let permission = permission_of(&claims);
@@ -75,8 +82,10 @@ impl Rooms {
             return Err(SdpError::NoUsable(way).into());
         }
         let settings = proto::ConnectionSettings { auto_subscribe: purpose != Purpose::Publish, ..Default::default() };
-        let request = proto::JoinRequest { connection_settings: Some(settings), ..Default::default() };
-        let arrival = Arrival { claims, request, host: host.to_owned(), is_dual: false };
+        let client = proto::ClientInfo { browser: from.program, ..Default::default() };
+        let request = proto::JoinRequest { connection_settings: Some(settings), client_info: Some(client), ..Default::default() };
+        let host = from.caller.host.clone();
+        let arrival = Arrival { claims, request, caller: from.caller, is_dual: false };
         let session = self.seat(arrival, Dialogue::OneShot, None)?;
         let resource = self.secrets.id_chars(22);
         let hears = purpose != Purpose::Publish;
@@ -90,7 +99,7 @@ impl Rooms {
         self.subscribe_to_all(session);
         let answer = self.answer(session, &offer);
         self.publications_changed(session);
-        let ice_servers = self.ice_servers(host, session);
+        let ice_servers = self.ice_servers(&host, session);
         let Some(answer) = answer else { return Err(JoinError::RoomMissing) };
         Ok(Opened { session, resource, sdp: answer.sdp, ufrag: answer.credentials.ufrag, ice_servers })
     }

@@ -125,6 +125,7 @@ impl Rooms {
         metadata: &str,
         attributes: &std::collections::HashMap<String, String>,
     ) -> bool {
+        let audit = self.around.audit.clone();
         let Some(p) = self.participant(session) else { return true };
         let mut after = p.info.clone();
         if !metadata.is_empty() {
@@ -148,8 +149,18 @@ impl Rooms {
             p.claims.metadata.clone_from(&after.metadata);
             let own = after.attributes.iter().filter(|(key, _)| !is_reserved(key));
             p.claims.attributes = own.map(|(key, value)| (key.clone(), value.clone())).collect();
+            let kept = |info: &proto::ParticipantInfo| -> Vec<(String, String)> {
+                let all = info.attributes.iter().filter(|(key, _)| audit.keeps(key));
+                let mut kept: Vec<_> = all.map(|(key, value)| (key.clone(), value.clone())).collect();
+                kept.sort();
+                kept
+            };
+            let has_new_consent = kept(&p.info) != kept(&after);
             p.info = after;
             self.announce(session, true);
+            if has_new_consent {
+                self.note_attributes(session);
+            }
             // Who joins anew is still called so.
             self.refresh_token(session);
         }
@@ -186,6 +197,9 @@ impl Rooms {
         self.count();
         self.announce(key, true);
         // Of somebody who is not connected yet they are told when it is.
+        for track in &fresh {
+            self.note_track(key, "published", track);
+        }
         for track in fresh.iter().filter(|_| is_active) {
             self.event("track_published", &name, Some(&info), Some(track));
         }
@@ -209,6 +223,9 @@ impl Rooms {
         let (info, is_active) = (p.info.clone(), p.is_active());
         let gone = info.tracks.iter().filter(|t| !p.tracks.iter().any(|o| o.info.sid == t.sid));
         let gone: Vec<proto::TrackInfo> = gone.cloned().collect();
+        for track in &gone {
+            self.note_track(session, "unpublished", track);
+        }
         for track in gone.iter().filter(|_| is_active) {
             self.event("track_unpublished", &name, Some(&info), Some(track));
         }

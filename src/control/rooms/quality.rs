@@ -19,6 +19,8 @@ const UP: f32 = 0.4;
 const DOWN: f32 = 0.8;
 /// Samples are taken every 5 s; a participant whose samples stay away for so long is lost.
 const SAMPLE_WITHIN: Duration = Duration::from_secs(12);
+/// Assumed until a client has told.
+const RTT_UNKNOWN: Duration = Duration::from_millis(100);
 
 /// What is known of one participant.
 #[derive(Default)]
@@ -27,6 +29,32 @@ pub(in crate::control) struct Scores {
     rating: Option<f32>,
     sampled_at: Option<Instant>,
     told: Option<Level>,
+}
+
+/// What was measured of a participant's transports: the latest of each, and all that passed.
+#[derive(Default)]
+pub(in crate::control) struct Samples {
+    latest: Vec<(SessionId, Instant, Sample)>,
+    pub(super) bytes_up: u64,
+    pub(super) bytes_down: u64,
+}
+
+impl Samples {
+    fn take(&mut self, now: Instant, session: SessionId, sample: Sample) {
+        self.latest.retain(|(of, ..)| *of != session);
+        self.latest.push((session, now, sample));
+        self.add(&sample);
+    }
+
+    pub(super) fn add(&mut self, sample: &Sample) {
+        self.bytes_up += sample.up.bytes;
+        self.bytes_down += sample.down.bytes;
+    }
+
+    /// Those of the last seconds.
+    pub(super) fn fresh(&self, now: Instant) -> impl Iterator<Item = &Sample> {
+        self.latest.iter().filter(move |(_, at, _)| now.duration_since(*at) < SAMPLE_WITHIN).map(|(.., sample)| sample)
+    }
 }
 
 /// Which layers of a track its publisher was told to be wanted.
@@ -86,7 +114,7 @@ impl Scores {
         });
     }
 
-    fn level(&self, now: Instant) -> Option<Level> {
+    pub(super) fn level(&self, now: Instant) -> Option<Level> {
         let at = self.sampled_at?;
         if now.duration_since(at) >= SAMPLE_WITHIN {
             return Some(Level::Lost);
@@ -106,9 +134,10 @@ impl Scores {
 /// The E-model of ITU-T G.107, simplified to what delay and loss cost: delay costs little until conversation suffers, loss
 /// costs at once.
 fn rating(sample: Sample) -> f32 {
-    let delay_ms = sample.rtt.as_secs_f32() * 500.0 + sample.jitter.as_secs_f32() * 2_000.0;
+    let rtt = sample.rtt.unwrap_or(RTT_UNKNOWN);
+    let delay_ms = rtt.as_secs_f32() * 500.0 + sample.jitter.as_secs_f32() * 2_000.0;
     let of_delay = 0.024 * delay_ms + 0.11 * (delay_ms - 177.3).max(0.0);
-    let of_loss = 30.0 * (1.0 + 15.0 * sample.lost_up.max(sample.lost_down)).ln();
+    let of_loss = 30.0 * (1.0 + 15.0 * sample.up.lost.max(sample.down.lost)).ln();
     (94.0 - of_delay - of_loss).clamp(0.0, 100.0)
 }
 
@@ -119,8 +148,10 @@ fn mean_opinion(r: f32) -> f32 {
 
 impl Rooms {
     pub(super) fn sampled(&mut self, session: SessionId, sample: Sample) {
+        self.around.gauges.of_participants.sampled(&sample);
         if let Some(p) = self.participant(session) {
             p.scores.sampled(mono(), sample);
+            p.samples.take(mono(), session, sample);
         }
     }
 
@@ -151,7 +182,8 @@ impl Rooms {
     pub(super) fn stream_state(&mut self, session: SessionId, track: TrackId, is_paused: bool) {
         use proto::StreamState::{Active, Paused};
         let Some(p) = self.participant(session) else { return };
-        let Some(s) = p.subscriptions.iter().find(|s| s.track == track) else { return };
+        let Some(s) = p.subscriptions.iter_mut().find(|s| s.track == track) else { return };
+        s.is_paused = is_paused;
         let state = if is_paused { Paused } else { Active } as i32;
         let info = proto::StreamStateInfo { participant_sid: s.publisher_sid.clone(), track_sid: s.sid.clone(), state };
         self.tell(session, Down::StreamStateUpdate(proto::StreamStateUpdate { stream_states: vec![info] }));
@@ -246,6 +278,7 @@ fn quality_update(tracks: &[Track], sid: &str) -> proto::SubscribedQualityUpdate
 mod tests {
     use super::*;
     use crate::base::time::Duration as Ours;
+    use crate::session::quality::Way;
 
     #[test]
     fn levels_of_typical_connections() {
@@ -259,7 +292,9 @@ mod tests {
         ];
         for (name, lost_up, lost_down, rtt, jitter, want) in rows {
             let mut scores = Scores::default();
-            let sample = Sample { lost_up, lost_down, rtt: Ours::from_millis(rtt), jitter: Ours::from_millis(jitter) };
+            let way = |lost| Way { lost, ..Way::default() };
+            let (up, down, rtt) = (way(lost_up), way(lost_down), Some(Ours::from_millis(rtt)));
+            let sample = Sample { over: Ours::from_secs(5), up, down, rtt, jitter: Ours::from_millis(jitter) };
             let now = mono();
             scores.sampled(now, sample);
             assert_eq!(scores.level(now), Some(want), "{name}: {:?}", scores.rating);

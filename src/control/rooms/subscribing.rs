@@ -59,6 +59,8 @@ impl Rooms {
                 enabled: true,
                 layer_max: 2,
                 temporal_max: TEMPORAL_ALL,
+                layer: None,
+                is_paused: false,
             };
             backup::follow(&mut subscription, &p.tracks);
             Some(subscription)

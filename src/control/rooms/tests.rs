@@ -50,7 +50,8 @@ fn lab(config: impl FnOnce(&mut crate::config::Rooms)) -> Lab {
         tracks_per_participant: 4,
         node: "ND_test".into(),
         gauges: Arc::clone(&gauges),
-        events: Events::none(gauges),
+        events: Events::none(Arc::clone(&gauges)),
+        audit: Audit::none(gauges),
     };
     Lab { rooms: Rooms::new(around), mail }
 }
@@ -64,7 +65,7 @@ impl Lab {
     fn try_join(&mut self, claims: Claims, is_dual: bool) -> Result<Client, JoinError> {
         let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
         let request = proto::JoinRequest::default();
-        let arrival = Arrival { claims, request, host: "localhost".into(), is_dual };
+        let arrival = Arrival { claims, request, caller: Caller { host: "localhost".into(), address: None }, is_dual };
         let session = self.rooms.join(arrival, signal.clone())?;
         Ok(Client { session, queue, signal })
     }
@@ -93,6 +94,10 @@ impl Lab {
     fn info(&mut self, client: &Client) -> proto::ParticipantInfo {
         self.rooms.participant(client.session).expect("it is here").info.clone()
     }
+}
+
+fn visitor() -> Visitor {
+    Visitor { caller: Caller { host: "localhost".into(), address: None }, program: "OBS 31".into() }
 }
 
 fn updates(told: &[Down]) -> Vec<proto::ParticipantInfo> {
@@ -365,12 +370,12 @@ fn over_http_nobody_publishes_what_its_token_does_not_allow() {
     let mut player = claims("player");
     player.video.can_publish = Some(false);
     // A player whose offer sends something too: that is not taken.
-    let whole = lab.rooms.open(player.clone(), Purpose::Play { of: None }, "localhost", &both).expect("it plays");
+    let whole = lab.rooms.open(player.clone(), Purpose::Play { of: None }, visitor(), &both).expect("it plays");
     assert!(lab.rooms.participant(whole.session).expect("it is here").tracks.is_empty());
-    assert!(matches!(lab.rooms.open(player, Purpose::Publish, "localhost", OFFER), Err(JoinError::NotAllowed)));
+    assert!(matches!(lab.rooms.open(player, Purpose::Publish, visitor(), OFFER), Err(JoinError::NotAllowed)));
     let mut voice = claims("voice");
     voice.video.can_publish_sources = vec!["microphone".into()];
-    let whole = lab.rooms.open(voice, Purpose::Publish, "localhost", OFFER).expect("it publishes");
+    let whole = lab.rooms.open(voice, Purpose::Publish, visitor(), OFFER).expect("it publishes");
     let sources =
         |lab: &mut Lab| lab.rooms.participant(whole.session).expect("it is here").tracks.iter().map(|t| t.info.source).collect::<Vec<_>>();
     assert_eq!(sources(&mut lab), [proto::TrackSource::Microphone as i32]);
@@ -591,4 +596,42 @@ fn who_cannot_decode_a_picture_gets_its_other_codec_and_then_all_do() {
         assert!(taken >= 2, "{taken}");
         assert!(lab.rooms.participant(bob.session).is_some_and(|p| p.subscriptions.is_empty()));
     }
+}
+
+#[test]
+fn the_audit_log_hears_who_came_from_where_and_what_became_of_it() {
+    let mut lab = lab(|_| {});
+    let (audit, entries) = Audit::tap(&["consent"]);
+    lab.rooms.around.audit = audit;
+    let client =
+        proto::ClientInfo { sdk: proto::client_info::Sdk::Js as i32, version: "2.23.0".into(), os: "Linux".into(), ..Default::default() };
+    let request = proto::JoinRequest { client_info: Some(client), ..Default::default() };
+    let mut who = claims("ada");
+    who.attributes = HashMap::from([("consent".into(), "recorded 2026-11-26".into()), ("mood".into(), "good".into())]);
+    let caller = Caller { host: "localhost".into(), address: "192.0.2.7".parse().ok() };
+    let (signal, _queue) = mpsc::channel(SIGNAL_QUEUE);
+    let session = lab.rooms.join(Arrival { claims: who, request, caller, is_dual: false }, signal).expect("it joins");
+    let entry = |event| entries.try_iter().find(|e| e.event == event).unwrap_or_else(|| panic!("no {event}"));
+    let joined = entry("joined");
+    assert_eq!((joined.room.as_str(), joined.identity.as_deref(), joined.address), ("room", Some("ada"), "192.0.2.7".parse().ok()));
+    assert_eq!(joined.client.as_deref(), Some("JS 2.23.0, Linux"));
+    assert_eq!(joined.attributes.keys().collect::<Vec<_>>(), ["consent"], "nothing that was not asked for");
+    lab.rooms.report(Report::Path { session, kind: PathKind::RelayTls });
+    assert_eq!(entry("path").path, Some("relay/tls"));
+    lab.rooms.note_moderated("key", "MutePublishedTrack", "room", "ada");
+    assert_eq!(entry("moderated").by.as_deref(), Some("key"));
+    assert!(lab.rooms.describe(session, "", "", &HashMap::from([("mood".into(), "bad".into())])));
+    assert!(lab.rooms.describe(session, "", "", &HashMap::from([("consent".into(), "withdrawn".into())])));
+    let changed: Vec<_> = entries.try_iter().collect();
+    assert_eq!(changed.iter().map(|e| (e.event, e.attributes["consent"].as_str())).collect::<Vec<_>>(), [("attributes", "withdrawn")]);
+    let way = |bytes| crate::session::quality::Way { bytes, ..Default::default() };
+    let sample = |up, down| crate::session::quality::Sample { up: way(up), down: way(down), ..Default::default() };
+    lab.rooms.report(Report::Quality { session, sample: sample(1_000, 10) });
+    lab.rooms.remove(session, proto::DisconnectReason::ClientInitiated);
+    assert_eq!(entries.try_iter().count(), 0, "its transport has not told the rest yet");
+    lab.rooms.report(Report::Closed { session, rest: sample(5, 0) });
+    let left = entry("left");
+    assert_eq!((left.bytes_up, left.bytes_down, left.reason.as_deref()), (Some(1_005), Some(10), Some("client_initiated")));
+    let shown: Vec<String> = lab.rooms.overview().events.iter().map(|e| e.text().to_owned()).collect();
+    assert_eq!(shown[1..3], ["ada joined", "ada: media over relay/tls"], "{shown:?}");
 }
