@@ -45,10 +45,16 @@ fn section(out: &mut dyn Write, before: &str, command: &Command) -> io::Result<(
     writeln!(out, ".SS {}", escaped(&name))?;
     writeln!(out, "{}", escaped(&command.get_about().map(ToString::to_string).unwrap_or_default()))?;
     for argument in command.get_arguments().filter(|a| !a.is_hide_set() && a.get_id() != "help") {
-        let value = argument.get_value_names().filter(|_| argument.get_action().takes_values()).and_then(|names| names.first());
+        let takes_value = argument.get_action().takes_values();
+        let value = argument.get_value_names().filter(|_| takes_value).and_then(|names| names.first());
         let flag = argument.get_long().map(|long| format!("--{long}")).unwrap_or_default();
         let head = [flag, value.map(|v| format!("<{v}>")).unwrap_or_default()].join(" ");
-        let default = argument.get_default_values().first().map(|v| format!(" [{}]", v.to_string_lossy())).unwrap_or_default();
+        let default = argument
+            .get_default_values()
+            .first()
+            .filter(|_| takes_value)
+            .map(|v| format!(" [{}]", v.to_string_lossy()))
+            .unwrap_or_default();
         let help = argument.get_help().map(ToString::to_string).unwrap_or_default();
         writeln!(out, ".TP\n\\fB{}\\fR\n{}{}", escaped(head.trim()), escaped(&help), escaped(&default))?;
     }

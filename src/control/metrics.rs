@@ -134,7 +134,7 @@ pub struct Latency {
 
 impl Latency {
     fn of(workers: &[WorkerNumbers]) -> Self {
-        let ends = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::MAX]);
+        let ends = LATENCY_BOUNDS_US.iter().map(|us| *us as f64 / 1e6).chain([f64::INFINITY]);
         let mut all = Self { buckets: ends.map(|end| (end, 0)).collect(), sum: Duration::ZERO };
         for (counts, sum) in workers.iter().map(|w| w.load.latency()) {
             all.buckets.iter_mut().zip(counts).for_each(|((_, count), more)| *count += more);
@@ -155,7 +155,7 @@ impl Latency {
             seen += count;
             seen >= rank.max(1)
         });
-        bucket.map(|(end, _)| *end).filter(|end| *end < f64::MAX)
+        bucket.map(|(end, _)| *end).filter(|end| *end < f64::INFINITY)
     }
 }
 
@@ -309,7 +309,7 @@ mod tests {
     #[test]
     fn quantiles_are_ends_of_buckets() {
         let of = |counts: &[u64]| Latency {
-            buckets: counts.iter().enumerate().map(|(i, n)| (i as f64, *n)).chain([(f64::MAX, 1)]).collect(),
+            buckets: counts.iter().enumerate().map(|(i, n)| (i as f64, *n)).chain([(f64::INFINITY, 1)]).collect(),
             sum: Duration::ZERO,
         };
         let latency = of(&[0, 90, 8, 1]);

@@ -45,7 +45,7 @@ export class Machine {
   /** Runs a command in the machine; what it prints, and how it ended. */
   try(...command) {
     try {
-      const args = ["-t", this.leader, "-a", "-r", "-w", "--", "/usr/bin/env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", ...command];
+      const args = ["-t", this.leader, "-a", "-r", "-w", "--", "/usr/bin/env", "-i", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", ...command];
       return { status: 0, said: execFileSync("nsenter", args, { encoding: "utf8", stdio: ["ignore", "pipe", "pipe"], maxBuffer: 1 << 26 }) };
     } catch (error) {
       return { status: error.status ?? -1, said: `${error.stdout ?? ""}${error.stderr ?? error}` };
