@@ -86,6 +86,21 @@ impl Host {
         fs::write(self.config(), text).expect("written");
     }
 
+    /// The config with more in a section that it has.
+    fn configure_admin(&self, line: &str) {
+        self.amend("[admin]", line);
+    }
+
+    fn configure_network(&self, line: &str) {
+        self.amend("[network]", line);
+    }
+
+    fn amend(&self, section: &str, line: &str) {
+        self.configure("");
+        let text = fs::read_to_string(self.config()).expect("readable");
+        fs::write(self.config(), text.replace(section, &format!("{section}\n{line}"))).expect("written");
+    }
+
     /// A command of the binary, with the config.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
@@ -130,9 +145,15 @@ impl Server<'_> {
 
     /// What /readyz answers; nothing while nobody listens.
     fn ready(&self) -> String {
+        self.admin("GET", "/readyz", "Host: localhost", "")
+    }
+
+    /// A request to the administrator's listener: head and body of the answer.
+    fn admin(&self, method: &str, path: &str, headers: &str, body: &str) -> String {
         let Ok(mut stream) = TcpStream::connect(SocketAddr::from(([127, 0, 0, 1], self.host.admin))) else { return String::new() };
         let mut text = String::new();
-        let _ = write!(stream, "GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+        let length = body.len();
+        let _ = write!(stream, "{method} {path} HTTP/1.1\r\n{headers}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}");
         let _ = stream.read_to_string(&mut text);
         text
     }
@@ -240,6 +261,9 @@ fn typical_mistakes_lead_to_their_remedy() {
             &|| host.configure(&format!("[rooms]\n[log]\nlevel = \"info\"\n[turn]\nrelay_ports = [{0}, {0}]\n", 50_000)),
             &["turn.relay_ports", "two ports"],
         ),
+        ("a token that can be guessed", &|| host.configure_admin("token = \"secret\""), &["admin.token: 6 characters", "at least 16"]),
+        ("an address of nobody", &|| host.configure_network("public_addresses = [\"0.0.0.0\"]"), &["network.public_addresses", "0.0.0.0 is nobody's"]),
+        ("a relative folder", &|| host.configure("[audit]\ndir = \"logs\"\n"), &["audit.dir", "/var/log/postern"]),
     ];
     for (name, mistake, wants) in rows {
         host.configure("");
@@ -400,4 +424,84 @@ fn a_stuck_worker_is_named_and_ends_the_process() {
     });
     assert_eq!(server.ended("a worker is stuck"), Some(70));
     assert!(server.log().contains("a worker is stuck; the process ends") && server.log().contains("worker=1"), "{}", server.log());
+}
+
+#[test]
+fn the_dashboard_is_for_loopback_or_behind_a_token() {
+    let host = Host::new();
+    let status = |answer: &str| answer.get(9..12).unwrap_or_default().to_owned();
+    let json = "Content-Type: application/json";
+    {
+        let server = host.start(&[]);
+        let page = server.admin("GET", "/", "Host: localhost", "");
+        assert!(page.starts_with("HTTP/1.1 200") && page.contains("default-src 'none'") && page.contains("frame-ancestors 'none'"), "{page}");
+        let state = server.admin("GET", "/api/v1/state", "Host: 127.0.0.1", "");
+        let body = state.split_once("\r\n\r\n").expect("a body").1;
+        let state: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        assert_eq!((state["server"]["phase"].as_str(), state["workers"].as_array().map(Vec::len)), (Some("ready"), Some(2)), "{state}");
+        // A page elsewhere that has its name point here (DNS rebinding).
+        assert_eq!(status(&server.admin("GET", "/api/v1/state", "Host: rebound.example", "")), "403");
+        let whom = r#"{"room":"none","identity":"nobody"}"#;
+        assert_eq!(status(&server.admin("POST", "/api/v1/remove", &format!("Host: localhost\r\n{json}"), whom)), "404");
+        // Nor may a page post what needs no question before it.
+        assert_eq!(status(&server.admin("POST", "/api/v1/remove", "Host: localhost\r\nContent-Type: text/plain", whom)), "415");
+    }
+    host.configure_admin(&format!("token = \"{}\"", "t".repeat(20)));
+    let server = host.start(&[]);
+    for (headers, want) in [
+        ("Host: localhost".to_owned(), "401"),
+        (format!("Host: localhost\r\nAuthorization: Bearer {}", "t".repeat(19)), "401"),
+        (format!("Host: meet.example.eu\r\nAuthorization: Bearer {}", "t".repeat(20)), "200"),
+    ] {
+        for path in ["/api/v1/state", "/metrics"] {
+            assert_eq!(status(&server.admin("GET", path, &headers, "")), want, "{path} {headers}");
+        }
+    }
+    assert_eq!(status(&server.admin("GET", "/healthz", "Host: x", "")), "200", "who watches over it needs none");
+}
+
+#[test]
+fn a_disk_that_is_full_loses_entries_and_says_so() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped without root: a disk of its own");
+    }
+    let host = Host::new();
+    let disk = host.path("disk");
+    fs::create_dir_all(&disk).expect("a folder");
+    let mount = Command::new("mount").args(["-t", "tmpfs", "-o", "size=64k", "postern-test"]).arg(&disk).status().expect("mount");
+    assert!(mount.success());
+    let _unmounted = Unmounted(disk.clone());
+    host.configure(&format!("[audit]\ndir = \"{}\"\n", disk.display()));
+    let server = host.start(&[]);
+    fs::write(disk.join("ballast"), vec![0; 60 * 1024]).expect("nearly full");
+    let _ = fs::write(disk.join("more"), vec![0; 60 * 1024]);
+    let token = host.run(&["token", "--room", "a", "--identity", "b"]).1;
+    let mut stream = server.connect();
+    // A join that nobody answers: it is noted all the same.
+    let path = format!("/rtc?access_token={}&protocol=16", token.trim());
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: meet.example.eu\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OTAxMjM0NQ==\r\n\r\n").expect("written");
+    let mut some = [0; 64];
+    let n = stream.read(&mut some).expect("an answer");
+    assert!(some[..n].starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&some[..n]));
+    within(Duration::from_secs(10), "the log says it", || server.log().contains("entries of the audit log are lost"));
+    let log = server.log();
+    assert!(log.contains("the disk is full: make room, or shorten audit.retention_days"), "{log}");
+    let metrics = server.admin("GET", "/metrics", "Host: localhost", "");
+    let lost = metrics.lines().find_map(|l| l.strip_prefix("postern_audit_entries_total{outcome=\"dropped\"} ")?.trim().parse::<u32>().ok());
+    assert!(lost.is_some_and(|n| n > 0), "{lost:?}");
+    // Room again, and the next entry is there, whole.
+    fs::remove_file(disk.join("ballast")).expect("gone");
+    let _ = fs::remove_file(disk.join("more"));
+    drop(stream);
+    within(Duration::from_secs(40), "the end of the stay is noted", || {
+        host.run(&["audit", "show", "--identity", "b"]).1.lines().any(|line| line.contains("\"event\":\"left\"") && line.ends_with('}'))
+    });
+}
+
+struct Unmounted(PathBuf);
+
+impl Drop for Unmounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
 }
