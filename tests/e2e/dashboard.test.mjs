@@ -26,7 +26,7 @@ after(async () => {
 
 /** A page of the dashboard; what its console says against it gathers in `said`. */
 async function look(options = {}) {
-  const page = await (await desk.newContext(options)).newPage();
+  const page = await (await desk.newContext({ viewport: { width: 1440, height: 900 }, ...options })).newPage();
   page.said = [];
   page.on("console", (message) => ["error", "warning"].includes(message.type()) && page.said.push(message.text()));
   page.on("pageerror", (error) => page.said.push(String(error)));

@@ -105,6 +105,10 @@ function recently(of) {
   return Math.max(0, of(last.state) - of(before.state));
 }
 
+/** What is dropped in every healthy call: browsers send twice to probe the network, and try the relay before they need it. */
+const USUAL = ["rtp_duplicate", "relay_head_start"];
+const lost = (state) => state.drops.filter((d) => !USUAL.includes(d.reason)).reduce((all, d) => all + d.total, 0);
+
 // ---- charts -------------------------------------------------------------------------------------------------------------
 
 /** A line of values over the time looked back on, as coordinates of a box. */
@@ -133,7 +137,7 @@ function ceiling(value) {
 
 function traffic(element) {
   const width = Math.max(element.clientWidth, 200);
-  const [height, left, bottom] = [170, 74, 20];
+  const [height, left, bottom] = [Math.max(element.clientHeight, 120), 74, 20];
   const [inner, tall] = [width - left, height - bottom];
   const series = [["in", (s) => s.totals.bits_in], ["out", (s) => s.totals.bits_out]];
   const max = ceiling(Math.max(...history.flatMap(({ state }) => series.map(([, of]) => of(state))), 1_000));
@@ -167,7 +171,8 @@ function showTop({ server }) {
   set($("phase"), { textContent: phase, className: `badge ${cls}` });
   set($("domain"), { textContent: server.domain });
   const up = span(server.now_ms / 1_000 - server.started_at);
-  set($("about"), { textContent: `Postern ${server.version} · up for ${up}${certificate(server).note}` });
+  const { note, warns } = certificate(server);
+  set($("about"), { textContent: `Postern ${server.version} · up for ${up}${note}`, className: warns ? "error" : "quiet" });
   document.title = `${server.domain} · Postern`;
 }
 
@@ -175,7 +180,8 @@ function certificate({ certificate_expires_at: expires, now_ms }) {
   if (!expires) return { note: "" };
   const days = Math.floor((expires - now_ms / 1_000) / 86_400);
   if (days < 0) return { note: " · certificate has expired", warns: true };
-  return { note: ` · certificate for ${plural(days, "day")}`, warns: days < 14 };
+  // What lasts longer was made here, for nobody else.
+  return { note: days < 800 ? ` · certificate for ${plural(days, "day")}` : "", warns: days < 14 };
 }
 
 const FIGURES = [
@@ -212,7 +218,7 @@ function showWorkers(state) {
   });
   const { p50_ms: half, p99_ms: most } = state.forwarding_latency;
   const ms = (value) => (value === null ? "–" : `${value} ms`);
-  set($("latency"), { textContent: `A packet is passed on within ${ms(half)} (half of them), ${ms(most)} (99 of 100).` });
+  set($("latency"), { textContent: `Since the start, half of all packets were passed on within ${ms(half)}, 99 of 100 within ${ms(most)}.` });
 }
 
 function showHost({ host }) {
@@ -239,7 +245,7 @@ const PATHS = {
   tcp: ["TCP", "fair", "directly, over TCP (no UDP gets through)"],
   "relay/udp": ["relay UDP", "fair", "through the relay, over UDP"],
   "relay/tcp": ["relay TCP", "fair", "through the relay, over TCP"],
-  "relay/tls": ["relay TLS", "bad", "through the relay over TLS: a firewall lets nothing else pass"],
+  "relay/tls": ["relay TLS", "fair", "through the relay over TLS: a firewall lets nothing else pass"],
 };
 const QUALITIES = { excellent: "good", good: "good", poor: "fair", lost: "bad" };
 const LAYERS = ["low", "medium", "high"];
@@ -298,7 +304,7 @@ function changeParticipant(row, p, room) {
   set(path.firstChild, { textContent: label, className: `badge ${cls}`, title });
   set(quality.firstChild, { textContent: p.quality ?? "–", className: `badge ${QUALITIES[p.quality] ?? ""}` });
   set(bitrate, { textContent: `↑ ${bits(p.bits_in)}\n↓ ${bits(p.bits_out)}` });
-  set(lost, { textContent: `↑ ${percent(p.lost_up, 1)} ↓ ${percent(p.lost_down, 1)}` });
+  set(lost, { textContent: `↑ ${percent(p.lost_up, 1)}\n↓ ${percent(p.lost_down, 1)}` });
   const jitter = p.jitter_ms === null ? "" : ` ± ${p.jitter_ms.toFixed(0)}`;
   set(trip, { textContent: p.rtt_ms === null ? "–" : `${p.rtt_ms.toFixed(0)}${jitter} ms` });
   showPublished(publishes.firstChild, p, room);
@@ -390,7 +396,7 @@ function show(state) {
   state.dropped = 0;
   remember(state);
   state.busiest = Math.max(0, ...state.workers.map((w) => Math.min(1, rate((s) => s.workers.find((o) => o.id === w.id)?.busy_seconds ?? 0))));
-  state.dropped = rate((s) => s.totals.drops);
+  state.dropped = rate(lost);
   showTop(state);
   showFigures(state);
   traffic($("traffic"));
