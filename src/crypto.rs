@@ -163,7 +163,7 @@ impl SecretRng {
         self.chars(len, SET)
     }
 
-    /// `len` characters of `[A-Za-z0-9]`, for ids that people see.
+    /// `len` letters of 32 that are not mixed up, five bits each, for ids that people see.
     pub fn id_chars(&mut self, len: usize) -> String {
         const SET: &[u8; 32] = b"abcdefghijkmnpqrstuvwxyzABCDEFGH";
         self.chars(len, SET)

@@ -149,6 +149,28 @@ fn refusals_have_a_status_a_sentence_and_cors() {
 }
 
 #[test]
+fn over_http_2_too_a_refusal_is_an_answer() {
+    let server = Server::start(1);
+    let body = std::env::temp_dir().join(format!("postern-body-{}", std::process::id()));
+    std::fs::write(&body, vec![b'x'; 30_000]).expect("written");
+    let data = format!("@{}", body.display());
+    for path in ["whip/v1", "twirp/livekit.RoomService/ListRooms"] {
+        for nth in 0..20 {
+            let url = format!("https://{}/{path}", server.edge);
+            let args = ["--http2", "-skS", "-o", "/dev/null", "-w", "%{http_version} %{http_code}", "-H", "Authorization: Bearer a.b.c"];
+            let curl = std::process::Command::new("curl")
+                .args(args)
+                .args(["-H", "Content-Type: application/sdp", "--data-binary", &data, &url])
+                .output();
+            let curl = curl.expect("curl runs");
+            let said = String::from_utf8_lossy(&curl.stdout).into_owned() + &String::from_utf8_lossy(&curl.stderr);
+            assert_eq!(said, "2 401", "{path} {nth}");
+        }
+    }
+    let _ = std::fs::remove_file(body);
+}
+
+#[test]
 fn the_binary_is_static() {
     let elf = std::fs::read(env!("CARGO_BIN_EXE_postern")).expect("the binary");
     let u16_at = |at: usize| u16::from_le_bytes([elf[at], elf[at + 1]]);

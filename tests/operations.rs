@@ -262,7 +262,11 @@ fn typical_mistakes_lead_to_their_remedy() {
             &["turn.relay_ports", "two ports"],
         ),
         ("a token that can be guessed", &|| host.configure_admin("token = \"secret\""), &["admin.token: 6 characters", "at least 16"]),
-        ("an address of nobody", &|| host.configure_network("public_addresses = [\"0.0.0.0\"]"), &["network.public_addresses", "0.0.0.0 is nobody's"]),
+        (
+            "an address of nobody",
+            &|| host.configure_network("public_addresses = [\"0.0.0.0\"]"),
+            &["network.public_addresses", "0.0.0.0 is nobody's"],
+        ),
         ("a relative folder", &|| host.configure("[audit]\ndir = \"logs\"\n"), &["audit.dir", "/var/log/postern"]),
     ];
     for (name, mistake, wants) in rows {
@@ -434,7 +438,10 @@ fn the_dashboard_is_for_loopback_or_behind_a_token() {
     {
         let server = host.start(&[]);
         let page = server.admin("GET", "/", "Host: localhost", "");
-        assert!(page.starts_with("HTTP/1.1 200") && page.contains("default-src 'none'") && page.contains("frame-ancestors 'none'"), "{page}");
+        assert!(
+            page.starts_with("HTTP/1.1 200") && page.contains("default-src 'none'") && page.contains("frame-ancestors 'none'"),
+            "{page}"
+        );
         let state = server.admin("GET", "/api/v1/state", "Host: 127.0.0.1", "");
         let body = state.split_once("\r\n\r\n").expect("a body").1;
         let state: serde_json::Value = serde_json::from_str(body).expect("JSON");
@@ -488,7 +495,8 @@ fn a_disk_that_is_full_loses_entries_and_says_so() {
     let log = server.log();
     assert!(log.contains("the disk is full: make room, or shorten audit.retention_days"), "{log}");
     let metrics = server.admin("GET", "/metrics", "Host: localhost", "");
-    let lost = metrics.lines().find_map(|l| l.strip_prefix("postern_audit_entries_total{outcome=\"dropped\"} ")?.trim().parse::<u32>().ok());
+    let lost =
+        metrics.lines().find_map(|l| l.strip_prefix("postern_audit_entries_total{outcome=\"dropped\"} ")?.trim().parse::<u32>().ok());
     assert!(lost.is_some_and(|n| n > 0), "{lost:?}");
     // Room again, and the next entry is there, whole.
     fs::remove_file(disk.join("ballast")).expect("gone");

@@ -38,8 +38,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::MissedTickBehavior;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Visitors that wait for the control plane.
@@ -116,6 +120,8 @@ fn start_log(config: &Config) -> SetLevel {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
+        // The journal has a clock of its own, and priorities.
+        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => registry.with(layer.event_format(ForJournal)).init(),
         LogFormat::Text => registry.with(layer.with_target(false)).init(),
         LogFormat::Json => registry.with(layer.json()).init(),
     }
@@ -124,6 +130,26 @@ fn start_log(config: &Config) -> SetLevel {
             tracing::warn!(%error, "the log's level stays as it is");
         }
     })
+}
+
+/// A line for the journal: its priority in front (sd-daemon(3)), and no time.
+struct ForJournal;
+
+impl<S, N> FormatEvent<S, N> for ForJournal
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+{
+    fn format_event(&self, context: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> std::fmt::Result {
+        let priority = match *event.metadata().level() {
+            Level::ERROR => 3,
+            Level::WARN => 4,
+            Level::INFO => 6,
+            Level::DEBUG | Level::TRACE => 7,
+        };
+        write!(writer, "<{priority}>")?;
+        tracing_subscriber::fmt::format().without_time().with_target(false).with_ansi(false).format_event(context, writer, event)
+    }
 }
 
 /// Runs the server until it is told to stop.

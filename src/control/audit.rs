@@ -222,7 +222,15 @@ impl Log {
         let path = self.path(day);
         let file = match self.today.take() {
             Some((of, file)) if of == day => file,
-            _ => OpenOptions::new().append(true).create(true).mode(0o640).open(path)?,
+            _ => {
+                let file = OpenOptions::new().append(true).create(true).mode(0o640).open(path)?;
+                // One that root has made, to note an erasure, is the server's all the same.
+                let (owner, own) = (fs::metadata(&self.dir)?, file.metadata()?);
+                if own.uid() != owner.uid() {
+                    let _ = fchown(&file, Some(owner.uid()), Some(owner.gid()));
+                }
+                file
+            }
         };
         Ok(&mut self.today.insert((day, file)).1)
     }

@@ -3,7 +3,13 @@
 //! has opened goes on here.
 
 use axum::Router;
-use axum::extract::Extension;
+use axum::body::{Body, Bytes, HttpBody};
+use axum::extract::{Extension, Request};
+use axum::http::Version;
+use axum::middleware::Next;
+use axum::response::Response;
+use http_body_util::BodyExt;
+use hyper::body::Frame;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -72,6 +78,50 @@ async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'stat
         .keep_alive_timeout(KEEP_ALIVE);
     if let Err(error) = builder.serve_connection_with_upgrades(TokioIo::new(stream), service).await {
         tracing::trace!(%error, "an HTTP connection ended");
+    }
+}
+
+/// How much of a body that nobody reads is swallowed, and for how long.
+const SWALLOWED_MAX: usize = 1024 * 1024;
+const SWALLOWED_WITHIN: Duration = Duration::from_secs(5);
+
+/// Lets what still comes of a request run out when it was answered before its body was read: an HTTP/2 stream would be reset
+/// otherwise, and many clients never look at an answer that they have already got then (RFC 9113 §8.1).
+pub async fn let_bodies_end(request: Request, next: Next) -> Response {
+    if request.version() != Version::HTTP_2 || request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    next.run(request.map(|body| Body::new(Unread(Some(body))))).await
+}
+
+struct Unread(Option<Body>);
+
+impl HttpBody for Unread {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        self.0.as_mut().map_or(Poll::Ready(None), |body| Pin::new(body).poll_frame(cx))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+}
+
+impl Drop for Unread {
+    fn drop(&mut self) {
+        if let Some(mut body) = self.0.take().filter(|body| !body.is_end_stream()) {
+            tokio::spawn(tokio::time::timeout(SWALLOWED_WITHIN, async move {
+                let mut swallowed = 0;
+                while let Some(Ok(frame)) = body.frame().await {
+                    swallowed += frame.data_ref().map_or(0, Bytes::len);
+                    if swallowed > SWALLOWED_MAX {
+                        break;
+                    }
+                }
+            }));
+        }
     }
 }
 

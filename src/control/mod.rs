@@ -58,7 +58,11 @@ pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
         router = router.route("/dev/token", get(web::dev_token).with_state(Arc::new(keys)));
     }
     // Without CORS on every answer a browser hides the status, and the SDK cannot tell 401 from a dead server.
-    router.fallback(|| async { (StatusCode::NOT_FOUND, "not found") }).layer(cors).layer(from_fn(whip::describe))
+    router
+        .fallback(|| async { (StatusCode::NOT_FOUND, "not found") })
+        .layer(cors)
+        .layer(from_fn(whip::describe))
+        .layer(from_fn(door::let_bodies_end))
 }
 
 /// Holds up pages of other origins and addresses that ask too often, before anything is looked at.

@@ -325,13 +325,13 @@ fn admit(
         return Err(Refused::TooMany);
     }
     let host = front.host.clone().unwrap_or_else(|| host_of(headers));
+    let caller = Caller { host, address: Some(peer.ip()) };
     let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
     let session = if request.reconnect && !request.participant_sid.is_empty() {
         let reason = proto::ReconnectReason::try_from(request.reconnect_reason).unwrap_or_default();
         tracing::info!(reason = reason.as_str_name(), "a client is back");
-        front.rooms().resume(&claims, &request.participant_sid, &host, signal.clone())
+        front.rooms().resume(&claims, &request.participant_sid, &caller, signal.clone())
     } else {
-        let caller = Caller { host, address: Some(peer.ip()) };
         Some(front.rooms().join(Arrival { claims, request, caller, is_dual }, signal.clone())?)
     };
     let Some(session) = session else {

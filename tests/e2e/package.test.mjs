@@ -100,8 +100,50 @@ test("the audit log tells who was there, and forgets whom it has to", TEST, asyn
   assert.ok(machine.sh("postern audit show --identity bob").length > 0);
 });
 
-test("it ends in order, and purged it leaves nothing behind", TEST, () => {
+const PAGES = ["install", "firewall", "operations", "troubleshooting", "privacy", "whip-whep", "moving-from-livekit", "moving-from-coturn"];
+
+/** Blocks of one language in a page of the documentation. */
+function blocks(page, language) {
+  const text = readFileSync(new URL(`../../docs/${page}.md`, import.meta.url), "utf8");
+  return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\`$`, "gm"))].map((found) => found[1]);
+}
+
+test("what the documentation says to type works as it stands, page by page", TEST, () => {
+  let commands = 0;
+  for (const page of PAGES) {
+    for (const block of blocks(page, "sh")) {
+      machine.sh(`cd /root\n${block}`);
+      commands += 1;
+    }
+    machine.sh("systemctl start postern");
+  }
+  assert.ok(commands > 30, `${commands}`);
+});
+
+test("the settings that the documentation shows are taken", TEST, () => {
+  let settings = 0;
+  for (const page of PAGES) {
+    for (const block of blocks(page, "toml")) {
+      writeFileSync(join(machine.root, "root/shown.toml"), block);
+      // What a page leaves out: a key, and a certificate that is there.
+      machine.sh(`POSTERN_KEYS='{ a = "${"s".repeat(32)}" }' POSTERN_TLS_MODE=self-signed postern run --check --config /root/shown.toml`);
+      settings += 1;
+    }
+  }
+  assert.ok(settings > 10, `${settings}`);
+});
+
+test("without the right to bind port 443 it says what is missing", TEST, () => {
   machine.sh("systemctl stop postern");
+  const { status, said } = machine.try("setpriv", "--reuid=postern", "--regid=postern", "--clear-groups", "--bounding-set=-all", "postern", "run");
+  machine.sh("systemctl start postern");
+  assert.equal(status, 1, said);
+  assert.match(said, /ports below 1024 need CAP_NET_BIND_SERVICE/);
+});
+
+test("it ends in order, and purged it leaves nothing behind", TEST, () => {
+  // What the documentation has the administrator make is the administrator's.
+  machine.sh("systemctl stop postern && rm -f /etc/sysctl.d/99-postern.conf");
   assert.match(machine.sh("systemctl show -p Result postern"), /Result=success/);
   machine.sh("apt-get remove -y postern");
   assert.ok(machine.has(CONFIG) && machine.has("/var/log/postern"), "what is the administrator's stays");

@@ -3,7 +3,7 @@
 
 use super::permissions::is_allowed;
 use super::quality::Scores;
-use super::{Dialogue, Down, Hearing, Participant, Rooms, backup, joining::leave, mono};
+use super::{Caller, Dialogue, Down, Hearing, Participant, Rooms, backup, joining::leave, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::auth::Claims;
 use crate::shard::mail::Command;
@@ -52,7 +52,7 @@ impl Rooms {
     }
 
     /// Puts back one who has dropped out, as its token and its sid say; `None` when it has to join anew.
-    pub(super) fn call_back(&mut self, claims: &Claims, sid: &str) -> Option<SessionId> {
+    pub(super) fn call_back(&mut self, claims: &Claims, sid: &str, caller: &Caller) -> Option<SessionId> {
         let name = &claims.video.room;
         let participants_max = self.around.rooms.participants_max;
         let room = self.rooms.get_mut(name)?;
@@ -61,6 +61,7 @@ impl Rooms {
             return None;
         }
         let mut p = room.absent.remove(at).participant;
+        p.address = caller.address;
         room.departed.retain(|(_, info)| info.sid != sid);
         (room.has_changed, room.empty_since) = (true, None);
         // What it heard and is still there goes on where it was; the rest comes as to a newcomer.

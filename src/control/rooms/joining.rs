@@ -326,15 +326,16 @@ impl Rooms {
     }
 
     /// A new signalling connection for a participant that is still here; `None` when it has to join anew.
-    pub fn resume(&mut self, claims: &Claims, participant_sid: &str, host: &str, signal: Signal) -> Option<SessionId> {
+    pub fn resume(&mut self, claims: &Claims, participant_sid: &str, caller: &Caller, signal: Signal) -> Option<SessionId> {
         let room = self.rooms.get(&claims.video.room)?;
         let is_meant = |p: &&Participant| p.sid == participant_sid && p.info.identity == claims.identity();
         let session = match room.participants.iter().find(is_meant) {
             Some(present) => present.session,
-            None => self.call_back(claims, participant_sid)?,
+            None => self.call_back(claims, participant_sid, caller)?,
         };
         let participant = self.participant(session).filter(|p| p.dialogue == Dialogue::Signal)?;
-        participant.resuming = Some((signal, host.to_owned()));
+        participant.resuming = Some((signal, caller.host.clone()));
+        participant.address = caller.address;
         let worker = participant.worker;
         self.mail(worker, Command::TellLastMessage { session });
         Some(session)

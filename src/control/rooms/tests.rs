@@ -65,7 +65,7 @@ impl Lab {
     fn try_join(&mut self, claims: Claims, is_dual: bool) -> Result<Client, JoinError> {
         let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
         let request = proto::JoinRequest::default();
-        let arrival = Arrival { claims, request, caller: Caller { host: "localhost".into(), address: None }, is_dual };
+        let arrival = Arrival { claims, request, caller: caller(), is_dual };
         let session = self.rooms.join(arrival, signal.clone())?;
         Ok(Client { session, queue, signal })
     }
@@ -96,8 +96,12 @@ impl Lab {
     }
 }
 
+fn caller() -> Caller {
+    Caller { host: "localhost".into(), address: None }
+}
+
 fn visitor() -> Visitor {
-    Visitor { caller: Caller { host: "localhost".into(), address: None }, program: "OBS 31".into() }
+    Visitor { caller: caller(), program: "OBS 31".into() }
 }
 
 fn updates(told: &[Down]) -> Vec<proto::ParticipantInfo> {
@@ -244,8 +248,8 @@ fn a_client_that_comes_back_goes_on_where_it_was() {
     let sid = lab.info(&ada).sid;
     lab.rooms.signal_lost(ada.session, &ada.signal);
     let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
-    assert_eq!(lab.rooms.resume(&claims("eve"), &sid, "localhost", signal.clone()), None, "somebody else's sid");
-    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", signal.clone()), Some(ada.session));
+    assert_eq!(lab.rooms.resume(&claims("eve"), &sid, &caller(), signal.clone()), None, "somebody else's sid");
+    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, &caller(), signal.clone()), Some(ada.session));
     let mut back = Client { session: ada.session, queue, signal };
     assert!(back.kinds().is_empty(), "nothing before its worker has told of its messages");
     lab.rooms.report(Report::LastMessage { session: ada.session, sequence: 5 });
@@ -442,7 +446,7 @@ fn who_drops_out_is_gone_for_the_others_and_resumes_as_it_was() {
     assert!(lab.commands().iter().any(|c| matches!(c, Command::StepOut { session } if *session == ada.session)));
     assert!(RoomService(&mut lab.rooms).participant("room", "ada").is_err(), "nobody sees it");
 
-    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", ada.signal.clone()), Some(ada.session));
+    assert_eq!(lab.rooms.resume(&claims("ada"), &sid, &caller(), ada.signal.clone()), Some(ada.session));
     let back = updates(&bob.told());
     let back = back.last().expect("told of it");
     assert_eq!((&back.tracks, back.state, &back.sid), (&before.tracks, before.state, &sid));
@@ -475,7 +479,7 @@ fn who_dropped_out_does_not_come_back_when_removed_replaced_or_away_for_too_long
         lab.commands();
         way(&mut lab);
         assert!(lab.commands().iter().any(|c| matches!(c, Command::Close { session } if *session == ada.session)));
-        assert_eq!(lab.rooms.resume(&claims("ada"), &sid, "localhost", ada.signal.clone()), None);
+        assert_eq!(lab.rooms.resume(&claims("ada"), &sid, &caller(), ada.signal.clone()), None);
     }
 }
 
