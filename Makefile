@@ -13,7 +13,7 @@ GO_SERVERS := $(if $(shell command -v go 2>/dev/null),target/pebble/pebble)
 # Packs a built binary as a Debian package.
 CARGO_DEB := target/tools/bin/cargo-deb
 
-.PHONY: run test check deps dist web e2e e2e-deps scenarios compare
+.PHONY: run test check deps dist web e2e e2e-deps scenarios soak compare
 
 ## The server with the demo page, without a config.
 run: web
@@ -50,6 +50,10 @@ scenarios: e2e-deps web
 	cargo test --features sim --no-run
 	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-force-exit --test-reporter=spec --test-name-pattern='^(l|m|n):' calls.test.mjs
 	cd tests/e2e && POSTERN_SCENARIOS=1 node --test --test-concurrency=1 --test-force-exit --test-reporter=spec resilience.test.mjs whip.test.mjs
+
+## A day of calls in some minutes: ten thousand short ones while settings and certificates change.
+soak:
+	POSTERN_SOAK_CALLS=10000 cargo test --features sim --test operations short_calls -- --nocapture
 
 ## The same session against LiveKit's server and ours: what differs stands in docs/livekit.md. Needs Go 1.25.
 compare: e2e-deps web target/livekit/server

@@ -5,7 +5,7 @@
 //! Imports go downward only; rooms of one floor do not import each other. `tests/tidy.rs` holds every path to it.
 //!
 //! ```text
-//!  6  main.rs, cli      commands
+//!  6  main.rs, cli | load    commands | simulated participants, for any server
 //!  5  io  | sim | control    two drivers of a shard; the control plane stands beside and speaks by mail
 //!  4  shard             one core's share of the server: who owns this packet, timers, egress, mail
 //!  3  session | room    one participant's transport | who hears whom
@@ -62,3 +62,5 @@ pub mod control;
 pub mod io;
 #[cfg(feature = "sim")]
 pub mod sim;
+
+pub mod load;

@@ -22,6 +22,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+fn pem(der: &[u8]) -> String {
+    use base64::Engine as _;
+    format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", base64::engine::general_purpose::STANDARD.encode(der))
+}
+
 /// A host of its own: a folder, ports, an authority.
 struct Host {
     dir: PathBuf,
@@ -65,13 +70,14 @@ impl Host {
         (leaf.not_before, leaf.not_after) = (rcgen::date_time_ymd(years[0], 1, 1), rcgen::date_time_ymd(years[1], 1, 1));
         let leaf_key = KeyPair::generate().expect("a key");
         let issuer = Issuer::from_params(params, key);
-        let pem = |der: &[u8]| {
-            use base64::Engine as _;
-            format!("-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", base64::engine::general_purpose::STANDARD.encode(der))
-        };
         let leaf = leaf.signed_by(&leaf_key, &issuer).expect("a leaf");
         fs::write(self.path("chain.pem"), pem(leaf.der()) + &pem(authority)).expect("written");
         fs::write(self.path("key.pem"), leaf_key.serialize_pem()).expect("written");
+    }
+
+    /// The authority, for those who are to trust it.
+    fn authority_file(&self) {
+        fs::write(self.path("ca.pem"), pem(&self.authority.2)).expect("written");
     }
 
     /// The config, with more at its end.
@@ -465,6 +471,87 @@ fn the_dashboard_is_for_loopback_or_behind_a_token() {
         }
     }
     assert_eq!(status(&server.admin("GET", "/healthz", "Host: x", "")), "200", "who watches over it needs none");
+}
+
+/// A day of short calls in a minute or two: settings and certificates change in between, and neither a call nor a descriptor is lost.
+/// `POSTERN_SOAK_CALLS` says how many (`make soak`).
+#[test]
+fn short_calls_while_settings_and_certificates_change() {
+    let calls: u32 = std::env::var("POSTERN_SOAK_CALLS").ok().and_then(|n| n.parse().ok()).unwrap_or(150);
+    let host = Host::new();
+    let limits = "[limits]\njoins_per_second_per_address = 100000\n";
+    host.configure(limits);
+    host.authority_file();
+    let server = host.start(&[]);
+    let load = |calls: u32, prefix: &str| {
+        let mut command = host.command(&[
+            "load",
+            "--json",
+            "--publishers",
+            "2",
+            "--rooms",
+            "60",
+            "--duration",
+            "0.7",
+            "--join-rate",
+            "120",
+            "--layers",
+            "1",
+        ]);
+        command.args(["--calls", &calls.to_string(), "--room-prefix", prefix, "--pid", &server.pid().to_string()]);
+        command.args(["--url", "wss://meet.example.eu", "--address", &format!("127.0.0.1:{}", host.edge)]);
+        command.arg("--ca-file").arg(host.path("ca.pem")).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.spawn().expect("it starts")
+    };
+    let read = |child: Child| {
+        let output = child.wait_with_output().expect("it ends");
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.status.success(), "{said}\n{}", server.log());
+        serde_json::from_str::<serde_json::Value>(&said).expect("JSON")
+    };
+    let is_quiet = || {
+        let metrics = server.admin("GET", "/metrics", "Host: localhost", "");
+        let value = |name: &str| metrics.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok());
+        (value("postern_participants ") == Some(0.0) && value("postern_worker_transports{worker=\"0\"} ") == Some(0.0))
+            .then(|| (value("postern_process_memory_bytes ").unwrap_or_default(), value("postern_process_open_files ").unwrap_or_default()))
+    };
+    let settled = || {
+        let mut found = None;
+        within(Duration::from_secs(60), "nobody is left, and no connection", || {
+            let next = is_quiet();
+            let is_steady = next.is_some() && next.map(|n| n.1) == found.map(|(_, files)| files);
+            found = next;
+            is_steady
+        });
+        found.expect("figures")
+    };
+    read(load(60 + calls / 10, "warm-"));
+    let (memory_before, files_before) = settled();
+    let mut child = load(calls, "call-");
+    let mut changes = 0;
+    within(Duration::from_secs(1_800), "all calls are over", || {
+        if child.try_wait().expect("a child").is_some() {
+            return true;
+        }
+        host.configure(&format!("[rooms]\nparticipants_max = {}\n{limits}", 100 + changes % 2));
+        if changes % 4 == 0 {
+            host.order("meet.example.eu", [2020, 2100]);
+        }
+        let (is_fine, said) = host.run(&["reload"]);
+        assert!(is_fine, "{said}");
+        changes += 1;
+        false
+    });
+    let report = read(child);
+    assert_eq!(report["joins"]["count"].as_u64(), Some(u64::from(2 * calls)), "{report:#}");
+    assert_eq!((report["packets_lost"].as_u64(), report["pictures_broken"].as_u64()), (Some(0), Some(0)), "{report:#}");
+    assert!(changes > 2, "{changes}");
+    let (memory_after, files_after) = settled();
+    eprintln!(
+        "{calls} calls, {changes} changes: memory {memory_before} -> {memory_after}, files {files_before} -> {files_after}\n{report:#}"
+    );
+    assert!(memory_after < memory_before * 1.15 + 8e6, "{memory_before} -> {memory_after}");
+    assert!((files_after - files_before).abs() < 8.0, "{files_before} -> {files_after}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u8)] = &[
     ("sim", 5),
     ("control", 5),
     ("cli", 6),
+    ("load", 6),
     ("main", 6),
     ("lib", 6),
 ];

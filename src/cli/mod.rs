@@ -6,6 +6,7 @@ pub mod dev;
 pub mod drain;
 mod host;
 pub mod keys;
+pub mod load;
 pub mod manual;
 pub mod reload;
 pub mod run;
@@ -36,6 +37,8 @@ enum Command {
     Token(token::Args),
     /// Make an API key and secret.
     Keys,
+    /// Simulate participants, in any number, for any server that speaks the LiveKit protocol.
+    Load(load::Args),
     /// What the audit log says of a person, and its erasure.
     Audit(audit::Args),
     /// Print what completes commands in a shell.
@@ -54,6 +57,7 @@ impl Cli {
             Command::Drain(args) => drain::execute(&args),
             Command::Token(args) => token::execute(&args),
             Command::Keys => keys::execute(),
+            Command::Load(args) => load::execute(&args),
             Command::Audit(args) => audit::execute(&args),
             Command::Completions(args) => {
                 manual::completions(&args);

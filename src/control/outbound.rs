@@ -11,7 +11,7 @@ use hyper_util::rt::TokioExecutor;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use std::error::Error;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -37,15 +37,42 @@ where
         }
         Some(file) => {
             let mut roots = rustls::RootCertStore::empty();
-            let unread = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
-            for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unread(&e))? {
-                roots.add(certificate.map_err(|e| unread(&e))?).map_err(|e| unread(&e))?;
-            }
+            add_from(&mut roots, file)?;
             builder.with_tls_config(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth())
         }
     };
     let https = builder.https_or_http().enable_http1().wrap_connector(http);
     Ok(Client::builder(TokioExecutor::new()).pool_max_idle_per_host(8).build(https))
+}
+
+/// Which authorities are trusted: the system's, and those of a PEM file besides.
+pub fn trust(authorities: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, String> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if let Some(file) = authorities {
+        add_from(&mut roots, file)?;
+    }
+    Ok(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn add_from(roots: &mut rustls::RootCertStore, file: &Path) -> Result<(), String> {
+    let unread = |e: &dyn std::fmt::Display| format!("{}: {e}", file.display());
+    for certificate in CertificateDer::pem_file_iter(file).map_err(|e| unread(&e))? {
+        roots.add(certificate.map_err(|e| unread(&e))?).map_err(|e| unread(&e))?;
+    }
+    Ok(())
+}
+
+/// An address of a name; IPv4 comes first.
+pub async fn look_up(name: &str) -> Result<IpAddr, String> {
+    if name == "localhost" {
+        return Ok(IpAddr::from([127, 0, 0, 1]));
+    }
+    if let Ok(ip) = name.parse() {
+        return Ok(ip);
+    }
+    let found = Resolver::system()?.0.lookup_ip(name).await.map_err(|e| format!("{name}: {e}"))?;
+    found.iter().min_by_key(IpAddr::is_ipv6).ok_or_else(|| format!("{name} has no address"))
 }
 
 /// What lies at the bottom of an error: clients themselves only say that something failed.

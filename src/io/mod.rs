@@ -4,7 +4,7 @@
 pub mod clock;
 mod inbox;
 mod stream;
-mod udp;
+pub mod udp;
 
 pub use inbox::Inbox;
 pub use stream::Visitor;
