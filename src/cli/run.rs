@@ -404,6 +404,7 @@ impl Plane<'_> {
                 now = tick.tick() => {
                     self.front.rooms().tick();
                     self.running.follow_files();
+                    self.front.forget_askers();
                     if seconds.is_multiple_of(A_DAY_S) {
                         self.running.report_certificate();
                     }

@@ -87,6 +87,14 @@ impl Front {
         self.by_address.admits(Instant::now(), ip)
     }
 
+    /// Addresses and names are not kept for longer than their limits need them.
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    pub fn forget_askers(&self) {
+        let now = Instant::now();
+        self.by_address.sweep(now);
+        self.by_identity.sweep(now);
+    }
+
     /// Whether somebody may join once more.
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     pub fn admits_joiner(&self, claims: &Claims) -> bool {
