@@ -5,6 +5,8 @@
 #   ./install.sh --uninstall   takes it away again; settings, certificates and the audit log stay
 #   ./install.sh --purge       takes those away too, and the user
 set -eu
+# Whatever root's own is: others have to read what is installed.
+umask 022
 
 here=$(cd "$(dirname "$0")" && pwd)
 binary=/usr/local/bin/postern
@@ -35,6 +37,9 @@ make_user() {
 }
 
 install_all() {
+    if command -v dpkg-query >/dev/null && dpkg-query -W -f='${Status}' postern 2>/dev/null | grep -q 'ok installed'; then
+        fail "the Debian package is installed here: upgrade that (apt install ./postern_*.deb)"
+    fi
     make_user
     mkdir -p /usr/local/bin /etc/postern "$share"
     # Put beside and moved: a server that runs keeps its file.
@@ -50,19 +55,36 @@ install_all() {
     install -m 644 "$here/postern.bash" /usr/local/share/bash-completion/completions/postern
     if [ ! -e "$config" ]; then
         domain=$(hostname -f 2>/dev/null || hostname)
-        (umask 077 && sed -e "s|@domain@|$domain|" -e "s|^@keys@\$|$("$binary" keys)|" "$here/postern.toml" >"$config")
-        chown root:postern "$config"
-        chmod 640 "$config"
+        keys=$("$binary" keys)
+        (umask 077 && sed -e "s|@domain@|$domain|" -e "s|^@keys@\$|$keys|" "$here/postern.toml" >"$config.new")
+        chown root:postern "$config.new"
+        chmod 640 "$config.new"
+        mv "$config.new" "$config"
     fi
     if has_systemd; then
         sed "s|/usr/bin/postern|$binary|" "$here/postern.service" >"$unit"
         systemctl daemon-reload
-        systemctl try-restart postern.service || true
+        restart_if_it_fits
         echo "Postern is installed: set server.domain in $config, then"
         echo "  postern run --check && systemctl enable --now postern"
     else
+        # What the unit would make. /run is empty after a boot: whoever starts the service makes that one again.
+        install -d -o postern -g postern -m 750 /var/lib/postern /var/log/postern
+        install -d -o postern -g postern -m 755 /run/postern
         echo "Postern is installed: set server.domain in $config, then start as the user postern, with CAP_NET_BIND_SERVICE,"
         echo "  $binary run --config $config"
+    fi
+}
+
+# A server that runs is not stopped for one that would not start.
+restart_if_it_fits() {
+    if ! systemctl is-active --quiet postern.service; then
+        return
+    fi
+    if runuser -u postern -- "$binary" run --check --config "$config"; then
+        systemctl --no-block try-restart postern.service
+    else
+        echo "The running server was not restarted: the new one does not take $config (see above)." >&2
     fi
 }
 
@@ -79,7 +101,7 @@ uninstall() {
 
 purge() {
     uninstall
-    rm -rf /etc/postern /var/lib/postern /var/log/postern
+    rm -rf /run/postern /etc/postern /var/lib/postern /var/log/postern
     if getent passwd postern >/dev/null 2>&1; then
         userdel postern 2>/dev/null || deluser postern
     fi

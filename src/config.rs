@@ -450,6 +450,13 @@ impl Config {
             }
         }
         let admin = self.admin.listen;
+        if !self.admin.token.bytes().all(|b| b.is_ascii_graphic()) {
+            return refuse(
+                "admin.token",
+                "characters that no header can carry".into(),
+                "use letters and digits; `postern keys` makes a secret that fits",
+            );
+        }
         if !self.admin.token.is_empty() && self.admin.token.len() < ADMIN_TOKEN_MIN {
             let remedy = "at least 16 characters; `postern keys` makes a secret that fits";
             return refuse("admin.token", format!("{} characters", self.admin.token.len()), remedy);

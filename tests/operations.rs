@@ -454,6 +454,8 @@ fn the_dashboard_is_for_loopback_or_behind_a_token() {
         assert_eq!((state["server"]["phase"].as_str(), state["workers"].as_array().map(Vec::len)), (Some("ready"), Some(2)), "{state}");
         // A page elsewhere that has its name point here (DNS rebinding).
         assert_eq!(status(&server.admin("GET", "/api/v1/state", "Host: rebound.example", "")), "403");
+        // Nor does whoever stands behind a proxy on this machine.
+        assert_eq!(status(&server.admin("GET", "/api/v1/state", "Host: 127.0.0.1:7881\r\nX-Forwarded-For: 192.0.2.9", "")), "403");
         let whom = r#"{"room":"none","identity":"nobody"}"#;
         assert_eq!(status(&server.admin("POST", "/api/v1/remove", &format!("Host: localhost\r\n{json}"), whom)), "404");
         // Nor may a page post what needs no question before it.

@@ -1,5 +1,6 @@
 //! `postern audit`: what the audit log says of one person, and its erasure (GDPR, articles 15 and 17).
 
+use super::owner::become_owner;
 use postern::control::audit::{Subject, erase, show};
 use std::io::Write;
 use std::path::PathBuf;
@@ -35,6 +36,7 @@ pub fn execute(args: &Args) -> Result<(), String> {
     let (What::Show(whom) | What::Erase(whom)) = &args.what;
     let config = super::run::read_config(&whom.config)?;
     let dir = config.audit.dir().ok_or_else(|| format!("{}: audit.dir is empty: no audit log is kept", whom.config.display()))?;
+    become_owner("audit.dir", dir)?;
     let subject = Subject { identity: &whom.identity, room: whom.room.as_deref() };
     match &args.what {
         What::Show(_) => {

@@ -18,7 +18,7 @@ pub fn look(config: &Config, workers: usize) {
         let Some(bytes) = std::fs::read_to_string(&path).ok().and_then(|t| t.trim().parse::<u64>().ok()) else { continue };
         if bytes < SOCKET_BUFFER {
             tracing::warn!(
-                "net.core.{key} is {bytes}, {SOCKET_BUFFER} are needed: bursts that are {what} get lost; see appliance/99-postern.conf"
+                "net.core.{key} is {bytes}, {SOCKET_BUFFER} are needed: bursts that are {what} get lost; see /usr/share/postern/99-postern.conf"
             );
         }
     }

@@ -8,6 +8,7 @@ mod host;
 pub mod keys;
 pub mod load;
 pub mod manual;
+mod owner;
 pub mod reload;
 pub mod run;
 mod runtime_dir;

@@ -29,6 +29,7 @@ use postern::shard::mail::Report;
 use postern::shard::{Shard, ShardConfig};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex};
@@ -50,6 +51,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 const VISITORS: usize = 1024;
 /// How long goodbyes may take at the end.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+/// How long the workers may take to tell the last figures of those who were in calls.
+const LAST_FIGURES_WITHIN: Duration = Duration::from_millis(500);
 const CONTROL_THREADS: usize = 2;
 /// How often an old certificate is told of, seconds.
 const A_DAY_S: u64 = 86_400;
@@ -121,7 +124,7 @@ fn start_log(config: &Config) -> SetLevel {
     let layer = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_ansi(std::io::stderr().is_terminal());
     match config.log.format {
         // The journal has a clock of its own, and priorities.
-        LogFormat::Text if std::env::var_os("JOURNAL_STREAM").is_some() => registry.with(layer.event_format(ForJournal)).init(),
+        LogFormat::Text if writes_to_journal() => registry.with(layer.event_format(ForJournal)).init(),
         LogFormat::Text => registry.with(layer.with_target(false)).init(),
         LogFormat::Json => registry.with(layer.json()).init(),
     }
@@ -130,6 +133,13 @@ fn start_log(config: &Config) -> SetLevel {
             tracing::warn!(%error, "the log's level stays as it is");
         }
     })
+}
+
+/// Whether standard error is the journal's (systemd.exec(5)): the variable alone is inherited by whatever is started later.
+fn writes_to_journal() -> bool {
+    let named = std::env::var("JOURNAL_STREAM").ok();
+    let there = std::fs::metadata("/proc/self/fd/2").ok();
+    named.zip(there).is_some_and(|(named, there)| named == format!("{}:{}", there.dev(), there.ino()))
 }
 
 /// A line for the journal: its priority in front (sd-daemon(3)), and no time.
@@ -147,8 +157,11 @@ where
             Level::INFO => 6,
             Level::DEBUG | Level::TRACE => 7,
         };
-        write!(writer, "<{priority}>")?;
-        tracing_subscriber::fmt::format().without_time().with_target(false).with_ansi(false).format_event(context, writer, event)
+        let mut line = String::new();
+        let format = tracing_subscriber::fmt::format().without_time().with_target(false).with_ansi(false);
+        format.format_event(context, Writer::new(&mut line), event)?;
+        // One event, one line: names come from strangers, and a line of theirs would have a priority of its own.
+        writeln!(writer, "<{priority}>{}", line.trim_end().replace(['\n', '\r'], " "))
     }
 }
 
@@ -267,11 +280,13 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     for inbox in &inboxes {
         inbox.stop();
     }
-    for thread in threads {
-        thread.join().map_err(|_| "a worker panicked")??;
-    }
+    let ended: Vec<_> = threads.into_iter().map(|thread| thread.join().map_err(|_| "a worker panicked")).collect();
+    // Whatever became of them, what is to be kept is written.
     if let Some(auditor) = auditor {
         let _ = auditor.join();
+    }
+    for worker in ended {
+        worker??;
     }
     outcome
 }
@@ -447,6 +462,15 @@ impl Plane<'_> {
             task.abort();
         }
         self.front.rooms().close_all();
+        // Transports that end now tell what passed over them last.
+        let _ = tokio::time::timeout(LAST_FIGURES_WITHIN, async {
+            while self.front.rooms().awaits_figures() {
+                let Some(report) = reports.recv().await else { break };
+                self.front.rooms().report(report);
+            }
+        })
+        .await;
+        self.front.rooms().let_go();
         if let Some(telling) = telling {
             let _ = tokio::time::timeout(GOODBYE_WITHIN, telling).await;
         }

@@ -1,6 +1,7 @@
 //! What a running server leaves in `server.runtime_dir`, and what `postern reload` and `postern drain` find there: its process
 //! id, and one small file each for what they tell each other.
 
+use super::owner::become_owner;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use postern::config::Server;
@@ -109,6 +110,7 @@ impl RuntimeDir {
     /// Has the running server read its config again; waits for what becomes of it.
     pub fn reload(&self) -> Result<String, String> {
         let server = self.running()?;
+        become_owner("server.runtime_dir", &self.0)?;
         let file = self.0.join(RELOADED);
         if let Err(error) = fs::remove_file(&file)
             && error.kind() != ErrorKind::NotFound
@@ -128,6 +130,7 @@ impl RuntimeDir {
     /// Has the running server end once calls have, or after so long.
     pub fn drain(&self, within: Option<Duration>) -> Result<Pid, String> {
         let server = self.running()?;
+        become_owner("server.runtime_dir", &self.0)?;
         let file = self.0.join(DRAIN_WITHIN);
         match within {
             // The server's user reads it, whatever the umask of whoever writes.

@@ -8,7 +8,7 @@
 //! GET  /metrics           OpenMetrics text
 //! GET  /healthz /readyz
 //! ```
-//! With `admin.token` everything but /healthz, /readyz and the page itself (which asks for it) wants `Authorization: Bearer <token>`.
+//! With `admin.token` everything but /healthz, /readyz and the page itself (which asks for it, and shows nothing before) wants `Authorization: Bearer <token>`.
 //! Without one the JSON is for loopback alone: for connections to a loopback address, and requests that name one in `Host`, so
 //! that no page that a browser is shown elsewhere gets at it by a name of its own (DNS rebinding).
 
@@ -105,9 +105,14 @@ async fn authorized(State(admin): State<Arc<Admin>>, request: Request, next: Nex
     refused(StatusCode::UNAUTHORIZED, why)
 }
 
+/// What proxies add: who stands behind one need not be on this machine.
+const PASSED_ON: [&str; 5] = ["forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip", "via"];
+
 /// Without a token, only who is on this machine.
 async fn only_here(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    if admin.token.load().is_empty() && !(admin.listen.ip().is_loopback() && names_loopback(request.headers())) {
+    let headers = request.headers();
+    let is_passed_on = PASSED_ON.iter().any(|name| headers.contains_key(*name));
+    if admin.token.load().is_empty() && (!admin.listen.ip().is_loopback() || !names_loopback(headers) || is_passed_on) {
         let why = "without admin.token the dashboard is for loopback alone: set it, or reach http://127.0.0.1 through an SSH tunnel";
         return refused(StatusCode::FORBIDDEN, why);
     }
@@ -141,7 +146,7 @@ async fn state(State(admin): State<Arc<Admin>>) -> Response {
     drop(front);
     let (metrics, gauges) = (&admin.metrics, &admin.metrics.gauges);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let everybody = || overview.rooms.iter().flat_map(|r| &r.participants);
+    let everybody = || overview.rooms.iter().flat_map(|r| &r.participants).filter(|p| !p.is_away());
     let count = |family: &str| -> Vec<Value> {
         let of_family = Counter::ALL.iter().filter(|c| c.family() == family).map(|c| (c.label(), metrics.total(*c)));
         of_family

@@ -160,7 +160,7 @@ impl Keys {
         let payload = URL_SAFE_NO_PAD.decode(payload).map_err(|_| Denied::Malformed)?;
         let Issuer { iss } = serde_json::from_slice(&payload).map_err(|_| Denied::Malformed)?;
         let keys = self.0.load();
-        let secret = keys.get(&iss).ok_or_else(|| Denied::UnknownKey(iss.chars().take(64).collect()))?;
+        let secret = keys.get(&iss).ok_or_else(|| Denied::UnknownKey(iss.chars().filter(|c| !c.is_control()).take(64).collect()))?;
         let mut validation = Validation::new(Algorithm::HS256);
         validation.leeway = LEEWAY_S;
         validation.validate_nbf = true;

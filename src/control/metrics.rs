@@ -77,7 +77,10 @@ fn help(family: &str) -> (&'static str, &'static str) {
         "udp_messages_sent" => ("", "messages in which UDP datagrams were handed to the kernel; fewer than datagrams where it segments"),
         "stream_frames_sent" => ("", "messages queued for TCP and TLS connections"),
         "packets_consumed" => ("how", "received packets by what became of them; with drops, the sum of all received"),
-        "media_bytes" => ("direction", "media from publishers (in) and to hearers (out), with RTP headers, without what is sent again"),
+        "media_bytes" => (
+            "direction",
+            "media from publishers (in, repaired packets too) and to hearers (out, without what is sent again), with RTP headers",
+        ),
         "media_packets_forwarded" => ("", "media packets written for a hearer"),
         "relay_packets_in_process" => ("direction", "payloads between the relay and the SFU by a function call"),
         "redirect_table_full" => ("", "checks sent to their owner without noting their tuple"),
@@ -283,7 +286,7 @@ mod tests {
         let gauges = Arc::new(Gauges::default());
         gauges.of_participants.sampled(&crate::session::quality::Sample {
             over: Duration::from_secs(5),
-            up: crate::session::quality::Way { bytes: 1, ..Default::default() },
+            up: crate::session::quality::Way { bytes: 1, lost: Some(0.0), ..Default::default() },
             ..Default::default()
         });
         let workers = vec![WorkerNumbers { counters: Counters::default(), load: Load::default() }];

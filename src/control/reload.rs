@@ -158,7 +158,7 @@ mod tests {
     use super::*;
 
     /// Keys that take effect at once; those that end with a dot stand for their section.
-    const LIVE: [&str; 13] = [
+    const LIVE: [&str; 14] = [
         "server.allowed_origins",
         "server.drain_deadline_s",
         "tls.cert_file",
@@ -171,6 +171,7 @@ mod tests {
         "limits.join_request_bytes",
         "limits.tracks_per_participant",
         "webhooks.api_key",
+        "admin.token",
         "log.level",
     ];
 
@@ -182,7 +183,7 @@ mod tests {
     fn what_is_called_live_is_what_is_taken_over() {
         let text = |domain: &str, n: u32| {
             format!(
-                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\n"
+                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\n[admin]\ntoken = \"{n}-is-long-enough-for-it\"\n[audit]\nretention_days = {n}\n"
             )
         };
         let (old, new) =
@@ -190,7 +191,7 @@ mod tests {
         let mut taken = old.clone();
         take_over(&mut taken, &new);
         let left = taken.changed(&new);
-        assert_eq!(left, ["limits.connections_per_worker", "server.domain", "server.workers", "tls.state_dir"]);
+        assert_eq!(left, ["audit.retention_days", "limits.connections_per_worker", "server.domain", "server.workers", "tls.state_dir"]);
         for key in old.changed(&new) {
             assert_eq!(is_live(&key), !left.contains(&key), "{key}");
         }

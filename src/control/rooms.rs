@@ -242,6 +242,9 @@ pub(super) struct Participant {
     pub(super) resuming: Option<(Signal, String)>,
     pub(super) token_due: Instant,
     pub(super) joined_at: Instant,
+    /// Since when it is here, and since when it could connect: one who was away for a while comes anew.
+    pub(super) came_at: Instant,
+    pub(super) described_at: Option<Instant>,
     /// What the client publishes over; with a single peer connection all that it hears too.
     pub(super) first: Transport,
     /// The second peer connection of those who let the server offer.

@@ -285,7 +285,9 @@ fn dispatch(front: &Front, claims: &Claims, method: &str, request: &[u8]) -> Res
         "UpdateSubscriptions" => {
             let request: proto::UpdateSubscriptionsRequest = decode(request)?;
             administers(claims, &request.room)?;
+            let (room, identity) = (request.room.clone(), request.identity.clone());
             service.update_subscriptions(request)?;
+            service.0.note_moderated(&by(claims), method, &room, &identity);
             proto::UpdateSubscriptionsResponse {}.encode_to_vec()
         }
         "SendData" => {

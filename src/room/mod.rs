@@ -16,6 +16,9 @@ use std::collections::BTreeMap;
 
 /// Key frames of one layer are asked for at most this often; everybody who waits is served by the same one.
 const KEY_FRAME_INTERVAL: Duration = Duration::from_millis(500);
+/// A request that comes so soon behind the start of a key frame was sent before that arrived: receivers repeat theirs until they
+/// have decoded one.
+const KEY_FRAME_CROSSED: Duration = Duration::from_millis(250);
 /// Everybody who hears a layer pays for a newcomer's key frame: for every so many of them newcomers wait for each other once
 /// more as long, up to a limit.
 const HEARERS_PER_INTERVAL: u32 = 16;
@@ -58,6 +61,8 @@ struct Layer {
     key_frame_asked: Option<Instant>,
     /// One was missed again too soon to be asked for: what was asked for before may come too late for that.
     is_key_frame_due: bool,
+    /// When its newest key frame began.
+    key_frame_at: Option<Instant>,
 }
 
 impl Layer {
@@ -150,17 +155,19 @@ impl Publication {
     fn may_ask(&mut self, now: Instant, layer: u8) -> bool {
         let may = self.may_ask_every(now, layer, KEY_FRAME_INTERVAL);
         if let Some(state) = self.layers.get_mut(usize::from(layer)) {
-            state.is_key_frame_due = !may;
+            let has_crossed = state.key_frame_at.is_some_and(|at| now.since(at) < KEY_FRAME_CROSSED);
+            state.is_key_frame_due = !may && !has_crossed;
         }
         may
     }
 
     /// Whether a request that had to wait leaves with this packet of the layer.
     fn is_due(&mut self, now: Instant, layer: u8, starts_key_frame: bool) -> bool {
-        let state = self.layers.get_mut(usize::from(layer));
-        let Some(state) = state.filter(|state| state.is_key_frame_due) else { return false };
-        state.is_key_frame_due = !starts_key_frame;
-        !starts_key_frame && self.may_ask(now, layer)
+        let Some(state) = self.layers.get_mut(usize::from(layer)) else { return false };
+        if starts_key_frame {
+            (state.key_frame_at, state.is_key_frame_due) = (Some(now), false);
+        }
+        state.is_key_frame_due && self.may_ask(now, layer)
     }
 
     /// The same for those who do not see the layer yet.
@@ -186,6 +193,8 @@ pub struct Routed {
     pub hearers: Vec<(SessionId, Verdict)>,
     /// Layers of this track whose publisher should be asked for a key frame.
     pub key_frames: Vec<u8>,
+    /// A layer whose key frame was missed again, too soon to be asked for then.
+    pub again: Option<u8>,
     /// Somebody hears or awaits the layer of this packet.
     pub is_watched: bool,
     /// Workers whose hearers need it.
@@ -373,6 +382,7 @@ impl Room {
     pub fn route(&mut self, now: Instant, track: TrackId, layer: u8, frame: FrameInfo, routed: &mut Routed) {
         routed.hearers.clear();
         routed.key_frames.clear();
+        routed.again = None;
         routed.is_watched = false;
         routed.shadows.clear();
         routed.words.clear();
@@ -411,7 +421,7 @@ impl Room {
         }
         routed.words.extend(publication.news());
         if publication.is_due(now, layer, frame.starts_key_frame && !frame.is_late) {
-            routed.key_frames.push(layer);
+            routed.again = Some(layer);
         }
         for layer in (0..LAYERS_MAX as u8).filter(|l| missing & 1 << l != 0) {
             if publication.may_start(now, layer) {
@@ -577,20 +587,24 @@ mod tests {
     #[test]
     fn a_picture_lost_again_too_soon_is_asked_for_later_unless_one_comes() {
         let at = Instant::from_millis;
-        for key_comes in [false, true] {
+        // (when it is wanted again, whether a key frame comes by itself, what is asked for)
+        for (wanted_at, key_comes, want) in [(320, false, vec![510]), (320, true, vec![]), (100, false, vec![])] {
             let mut room = room_of(1);
             let mut routed = Routed::default();
             room.route(at(0), TRACK, 0, KEY, &mut routed);
             assert_eq!(room.key_frame_wanted(at(10), TRACK, SessionId(1)), Some(0));
             room.route(at(60), TRACK, 0, KEY, &mut routed);
-            assert_eq!(room.key_frame_wanted(at(100), TRACK, SessionId(1)), None, "asked for just now");
             let mut asked = Vec::new();
-            for ms in (110..2_000).step_by(10) {
-                let is_key = key_comes && ms == 300;
+            for ms in (70..2_000).step_by(10) {
+                if ms == wanted_at {
+                    assert_eq!(room.key_frame_wanted(at(ms), TRACK, SessionId(1)), None, "asked for just now");
+                }
+                let is_key = key_comes && ms == 400;
                 room.route(at(ms), TRACK, 0, if is_key { KEY } else { FrameInfo::default() }, &mut routed);
-                asked.extend(routed.key_frames.iter().map(|_| ms));
+                assert!(routed.key_frames.is_empty());
+                asked.extend(routed.again.map(|_| ms));
             }
-            assert_eq!(asked, if key_comes { vec![] } else { vec![510] });
+            assert_eq!(asked, want, "wanted at {wanted_at} ms");
         }
     }
 

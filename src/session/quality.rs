@@ -11,8 +11,8 @@ const INTERVAL: Duration = Duration::from_secs(5);
 pub struct Way {
     /// Media, with its headers, bytes.
     pub bytes: u64,
-    /// Mean share of packets lost, 0 to 1.
-    pub lost: f32,
+    /// Mean share of packets lost, 0 to 1, of the streams that were reported about; `None` without a report.
+    pub lost: Option<f32>,
     /// Packets that whoever receives asked for again.
     pub nacks: u32,
     /// Pictures to start from that it asked for.
@@ -37,23 +37,36 @@ pub(super) struct Meter {
     pub(super) up: Way,
     pub(super) down: Way,
     jitter: Duration,
-    /// Reports whose losses were added up.
-    reports: (u32, u32),
+    lost_up: Mean,
+    lost_down: Mean,
     since: Option<Instant>,
+}
+
+/// Losses that were reported, and how many.
+#[derive(Default)]
+struct Mean(f32, u32);
+
+impl Mean {
+    fn add(&mut self, block: &ReportBlock) {
+        self.0 += f32::from(block.fraction_lost) / 256.0;
+        self.1 += 1;
+    }
+
+    fn get(self) -> Option<f32> {
+        (self.1 > 0).then(|| self.0 / self.1 as f32)
+    }
 }
 
 impl Meter {
     /// What we report about a stream of the client.
     pub(super) fn report_up(&mut self, block: &ReportBlock, clock_rate: u32) {
-        self.reports.0 += 1;
-        self.up.lost += lost(block);
+        self.lost_up.add(block);
         self.jitter = self.jitter.max(jitter(block, clock_rate));
     }
 
     /// What the client reports about a stream of ours.
     pub(super) fn report_down(&mut self, block: &ReportBlock, clock_rate: u32) {
-        self.reports.1 += 1;
-        self.down.lost += lost(block);
+        self.lost_down.add(block);
         self.jitter = self.jitter.max(jitter(block, clock_rate));
     }
 
@@ -65,15 +78,11 @@ impl Meter {
 
     /// What came since the last sample.
     pub(super) fn rest(&mut self, now: Instant, rtt: Option<Duration>) -> Sample {
-        let Self { up, down, jitter, reports, since } = std::mem::take(self);
+        let Self { up, down, jitter, lost_up, lost_down, since } = std::mem::take(self);
         self.since = Some(now);
-        let mean = |way: Way, of: u32| Way { lost: way.lost / of.max(1) as f32, ..way };
-        Sample { over: now.since(since.unwrap_or(now)), up: mean(up, reports.0), down: mean(down, reports.1), rtt, jitter }
+        let (up, down) = (Way { lost: lost_up.get(), ..up }, Way { lost: lost_down.get(), ..down });
+        Sample { over: now.since(since.unwrap_or(now)), up, down, rtt, jitter }
     }
-}
-
-fn lost(block: &ReportBlock) -> f32 {
-    f32::from(block.fraction_lost) / 256.0
 }
 
 fn jitter(block: &ReportBlock, clock_rate: u32) -> Duration {
@@ -103,7 +112,7 @@ mod tests {
         meter.up.bytes += 1_200;
         assert_eq!(meter.take(at(4_999), None), None);
         let (over, rtt) = (Duration::from_secs(5), Some(Duration::from_millis(40)));
-        let (up, down) = (Way { bytes: 1_200, lost: 0.125, ..Way::default() }, Way { lost: 0.5, ..Way::default() });
+        let (up, down) = (Way { bytes: 1_200, lost: Some(0.125), ..Way::default() }, Way { lost: Some(0.5), ..Way::default() });
         let want = Sample { over, up, down, rtt, jitter: Duration::from_millis(10) };
         assert_eq!(meter.take(at(5_000), rtt), Some(want));
         assert_eq!(meter.take(at(10_000), rtt), Some(Sample { over, rtt, ..Sample::default() }), "each is counted once");

@@ -52,7 +52,7 @@ counters! {
     Absorbed "packets_consumed" "absorbed",
     /// Media packets written for a hearer.
     Forwarded "media_packets_forwarded" "",
-    /// RTP as it came, its headers included and its tag not; and as it left, without what is sent again.
+    /// RTP with its headers: what was unprotected, repaired packets too; and what was protected, without what is sent again.
     MediaBytesIn "media_bytes" "in",
     MediaBytesOut "media_bytes" "out",
     /// Payloads that came through our own relay to the SFU by a function call.

@@ -67,7 +67,7 @@ impl Shard {
             return self.pool.put(buf);
         }
         self.counters.count(Counter::MediaIn);
-        self.counters.add(Counter::MediaBytesIn, buf.len() as u64);
+        self.counters.add(Counter::MediaBytesIn, media.payload.end as u64);
         let Some(room) = self.places.get(&publisher).map(|p| p.room) else { return self.pool.put(buf) };
         for recovered in recovered {
             self.counters.count(Counter::Recovered);
@@ -168,6 +168,10 @@ impl Shard {
             self.counters.count(Counter::KeyFrameStart);
             self.ask_key_frame(now, room_id, media.track, layer);
         }
+        if let Some(layer) = routed.again {
+            self.counters.count(Counter::KeyFrameHearer);
+            self.ask_key_frame(now, room_id, media.track, layer);
+        }
         routed.is_watched || !routed.hearers.is_empty()
     }
 
@@ -242,6 +246,8 @@ impl Shard {
             let of_store = || self.store.get(start.track, start.layer, sequence).map(|(m, bytes)| (m.clone(), bytes.to_vec()));
             let Some((media, packet)) = of_turn.or_else(of_store).filter(|(m, _)| m.header.ssrc == start.header.ssrc) else { continue };
             let (spatial_max, temporal_max) = layers;
+            // It waited in the store on purpose: that is no delay of ours.
+            let media = Media { arrived: now.mono, ..media };
             let is_wanted = media.frame.spatial_id.is_none_or(|s| s <= spatial_max) && media.frame.temporal_id <= temporal_max;
             let passage = if is_wanted { Passage::Continue { spatial_max } } else { Passage::Skip };
             self.forward(now, hearer, &media, &packet, passage, 0);

@@ -10,7 +10,7 @@ import { until } from "./lib/until.mjs";
 
 const TEST = { timeout: 120_000 };
 const SCREENS = new URL("../../target/screens", import.meta.url).pathname;
-const HOSTILE = "<img src=x onerror=alert(1)>";
+const HOSTILE = `<img src=x onerror=alert(1)>${"x".repeat(150)}`;
 let lab, server, office, desk, ada, eve;
 
 before(async () => {

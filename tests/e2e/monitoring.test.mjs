@@ -94,6 +94,8 @@ test("Prometheus takes the metrics of a call, and every expression has a meaning
   for (const rule of rules) {
     for (const [name] of rule.query.matchAll(/\bpostern_\w+/g)) assert.ok(known.has(name), `${rule.name}: ${name} is not there`);
   }
-  assert.deepEqual(rules.filter((rule) => rule.state === "firing").map((rule) => rule.name), [], "a healthy server raises no alarm");
+  // Most wait for some minutes before they fire: nothing may even be on its way.
+  const wrong = rules.filter((rule) => query(rule.query).data.result.length > 0).map((rule) => rule.name);
+  assert.deepEqual(wrong, [], "a healthy server raises no alarm");
   await Promise.all([ada.close(), bob.close()]);
 });

@@ -38,6 +38,7 @@ after(async () => {
 const settings = () => readFileSync(join(machine.root, CONFIG), "utf8");
 const token = (identity) => machine.in("postern", "token", "--config", CONFIG, "--room", "ward", "--identity", identity).trim();
 const isActive = () => machine.try("systemctl", "is-active", "postern").said.trim();
+const main = () => machine.sh("systemctl show -p MainPID --value postern").trim();
 const events = (page) => page.ask(() => window.events.map(([event]) => event));
 
 test("it installs, makes a key of its own, starts nothing", TEST, () => {
@@ -69,7 +70,7 @@ test("it is configured, started by systemd, and carries a call", TEST, async () 
   assert.ok(Number(exposure[1]) <= 2, exposure[0]);
 });
 
-test("a reload and a renewed certificate, and nobody in the call notices", TEST, async () => {
+test("a reload, and nobody in the call notices", TEST, async () => {
   writeFileSync(join(machine.root, CONFIG), settings().replace("[audit]", "[log]\nlevel = \"debug\"\n[audit]"));
   machine.sh("systemctl reload postern");
   assert.match(machine.sh("cat /run/postern/reloaded"), /applied: log.level/);
@@ -78,9 +79,9 @@ test("a reload and a renewed certificate, and nobody in the call notices", TEST,
 });
 
 test("an upgrade lets the call end and come back, and touches no setting", TEST, async () => {
-  const before = settings();
-  machine.sh("postern token --room x --identity y >/dev/null && dpkg -i /root/postern.deb");
-  await until("the new one is active", 60_000, () => isActive() === "active");
+  const [before, process] = [settings(), main()];
+  machine.sh("dpkg -i /root/postern.deb");
+  await until("another process is active", 60_000, () => isActive() === "active" && main() !== process);
   assert.equal(settings(), before);
   await Promise.all([ada.seesAndHears(60_000), bob.seesAndHears(60_000)]);
 });
@@ -94,7 +95,7 @@ test("the audit log tells who was there, and forgets whom it has to", TEST, asyn
   // One stay before the upgrade, one behind it.
   const [left] = entries().filter((e) => e.event === "left");
   assert.ok(left.bytes_up > 10_000 && left.bytes_down > 10_000 && left.seconds > 0 && left.path === "udp", JSON.stringify(left));
-  assert.equal(machine.sh('stat -c "%U %a" /var/log/postern/*.jsonl').trim(), "postern 600");
+  assert.equal(machine.sh('stat -c "%U %a" /var/log/postern/*.jsonl | sort -u').trim(), "postern 600");
   assert.match(machine.sh("postern audit erase --identity ada"), /^\d+ entries erased$/m);
   assert.deepEqual(entries(), []);
   assert.ok(machine.sh("postern audit show --identity bob").length > 0);
@@ -107,6 +108,14 @@ function blocks(page, language) {
   const text = readFileSync(new URL(`../../docs/${page}.md`, import.meta.url), "utf8");
   return [...text.matchAll(new RegExp(`^\`\`\`${language}\n([\\s\\S]*?)^\`\`\`$`, "gm"))].map((found) => found[1]);
 }
+
+test("an upgrade to what would not start leaves the running server alone", TEST, () => {
+  const [before, process] = [settings(), main()];
+  writeFileSync(join(machine.root, CONFIG), `${before}\n[limits]\nmesage_bytes = 5\n`);
+  assert.match(machine.sh("dpkg -i /root/postern.deb 2>&1"), /did you mean `message_bytes`[\s\S]*was not restarted/);
+  writeFileSync(join(machine.root, CONFIG), before);
+  assert.deepEqual([isActive(), main()], ["active", process]);
+});
 
 test("what the documentation says to type works as it stands, page by page", TEST, () => {
   let commands = 0;
@@ -131,6 +140,17 @@ test("the settings that the documentation shows are taken", TEST, () => {
     }
   }
   assert.ok(settings > 10, `${settings}`);
+});
+
+test("what root types follows no link that the server's user could leave", TEST, () => {
+  const today = machine.sh("date -u +%F").trim();
+  machine.sh("echo mine > /root/victim && chmod 600 /root/victim");
+  machine.sh("runuser -u postern -- ln -sf /root/victim /run/postern/drain-within");
+  machine.sh(`rm -f /var/log/postern/audit-${today}.jsonl && runuser -u postern -- ln -s /root/victim /var/log/postern/audit-${today}.jsonl`);
+  machine.try("postern", "audit", "erase", "--identity", "ada");
+  machine.try("postern", "drain", "--within", "1");
+  assert.equal(machine.sh('cat /root/victim && stat -c "%U %a" /root/victim').trim(), "mine\nroot 600");
+  machine.sh(`rm -f /root/victim /var/log/postern/audit-${today}.jsonl && systemctl restart postern`);
 });
 
 test("without the right to bind port 443 it says what is missing", TEST, () => {

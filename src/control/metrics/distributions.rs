@@ -40,7 +40,7 @@ impl Default for Distributions {
 
 impl Distributions {
     pub(super) fn register(&self, registry: &mut Registry) {
-        let text = "from a participant's signalling connection until its media was connected";
+        let text = "from a participant's first offer until its media was connected";
         registry.register("postern_join_time_seconds", text, self.join_time.clone());
         let text = "the worst jitter of a participant's streams (RFC 3550), every five seconds";
         registry.register("postern_participant_jitter_seconds", text, self.jitter.clone());
@@ -64,13 +64,16 @@ impl Distributions {
             // Who neither sends nor hears says nothing about the network.
             return;
         }
-        self.jitter.observe(sample.jitter.as_secs_f64());
+        if sample.up.lost.or(sample.down.lost).is_some() {
+            self.jitter.observe(sample.jitter.as_secs_f64());
+        }
         sample.rtt.iter().for_each(|rtt| self.round_trip.observe(rtt.as_secs_f64()));
         for (direction, way) in [("up", &sample.up), ("down", &sample.down)] {
             let observe = |family: &ByDirection, value: f64| family.get_or_create(&[("direction", direction)]).observe(value);
             let Way { bytes, lost, nacks, key_frames } = *way;
             if bytes > 0 {
-                observe(&self.loss, f64::from(lost));
+                // Without a report nothing is known, which is not the same as nothing lost.
+                lost.iter().for_each(|lost| observe(&self.loss, f64::from(*lost)));
                 observe(&self.nacks, f64::from(nacks) / seconds);
                 observe(&self.key_frames, f64::from(key_frames) / seconds);
             }

@@ -2,7 +2,7 @@
 //! for a while: who is back soon resumes, which is quicker than joining anew and keeps what was published and subscribed.
 
 use super::permissions::is_allowed;
-use super::quality::Scores;
+use super::quality::{Samples, Scores};
 use super::{Caller, Dialogue, Down, Hearing, Participant, Rooms, backup, joining::leave, mono};
 use crate::base::id::{SessionId, TrackId};
 use crate::control::auth::Claims;
@@ -62,6 +62,8 @@ impl Rooms {
         }
         let mut p = room.absent.remove(at).participant;
         p.address = caller.address;
+        // What was before stands in the entry of its leaving.
+        (p.came_at, p.samples) = (mono(), Samples::default());
         room.departed.retain(|(_, info)| info.sid != sid);
         (room.has_changed, room.empty_since) = (true, None);
         // What it heard and is still there goes on where it was; the rest comes as to a newcomer.

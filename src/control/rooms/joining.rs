@@ -184,6 +184,8 @@ impl Rooms {
             resuming: None,
             token_due: mono(),
             joined_at: mono(),
+            came_at: mono(),
+            described_at: None,
             first,
             subscriber,
             sections: Sections::default(),
@@ -522,8 +524,16 @@ impl Rooms {
         for name in names {
             self.finish(&name);
         }
+    }
+
+    /// Somebody who has left, whose transport still tells what passed over it.
+    pub fn awaits_figures(&self) -> bool {
+        self.notes.awaits_figures()
+    }
+
+    /// Nothing happens any more: whoever tells of it may end.
+    pub fn let_go(&mut self) {
         self.note_leaving(true);
-        // Nothing happens any more: whoever tells of it may end.
         self.around.audit = Audit::none(Arc::clone(&self.around.gauges));
         self.around.events = Events::none(Arc::clone(&self.around.gauges));
     }

@@ -78,8 +78,9 @@ impl Rooms {
         tracing::info!(session = session.0, srtp = profile.name(), "media is connected");
         let Some(p) = self.participant(session).filter(|p| !p.is_active()) else { return };
         p.info.state = proto::participant_info::State::Active as i32;
-        let (key, info, joined_at) = (p.session, p.info.clone(), p.joined_at);
-        self.around.gauges.of_participants.joined(mono().duration_since(joined_at));
+        // Who comes without anything to send or hear connects when there is something.
+        let (key, info, since) = (p.session, p.info.clone(), p.described_at.unwrap_or(p.joined_at));
+        self.around.gauges.of_participants.joined(mono().duration_since(since));
         self.announce(key, true);
         if let Some(name) = self.places.get(&key).cloned() {
             self.event("participant_joined", &name, Some(&info), None);

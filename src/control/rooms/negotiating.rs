@@ -131,6 +131,7 @@ impl Rooms {
         }
         p.first.remote_ufrag.clone_from(&offer.ufrag);
         p.first.descriptions += 1;
+        p.described_at.get_or_insert_with(mono);
         p.sections.offered = offer.sections.len();
         p.sections.asked = (0, 0);
         let (published, unpublished) = bind_published(p, offer);

@@ -2,7 +2,7 @@
 
 use super::{Participant, Rooms, mono, wall};
 use crate::base::id::SessionId;
-use crate::control::audit::{Entry, stamp};
+use crate::control::audit::{Entry, VALUE_MAX, stamp};
 use crate::control::tracks::source_name;
 use crate::session::quality::Sample;
 use livekit_protocol as proto;
@@ -22,6 +22,12 @@ pub(super) struct Notes {
     leaving: Vec<Leaving>,
 }
 
+impl Notes {
+    pub(super) fn awaits_figures(&self) -> bool {
+        !self.leaving.is_empty()
+    }
+}
+
 struct Leaving {
     entry: Entry,
     since: Instant,
@@ -33,8 +39,9 @@ impl Rooms {
     /// What is known of a participant, for an entry about it.
     fn about(&self, event: &'static str, room: &str, p: &Participant) -> Entry {
         let audit = &self.around.audit;
-        let attributes: BTreeMap<String, String> =
-            p.info.attributes.iter().filter(|(key, _)| audit.keeps(key)).map(|(key, value)| (key.clone(), value.clone())).collect();
+        let kept = p.info.attributes.iter().filter(|(key, _)| audit.keeps(key));
+        let short = |value: &String| value.chars().take(VALUE_MAX).collect();
+        let attributes: BTreeMap<String, String> = kept.map(|(key, value)| (key.clone(), short(value))).collect();
         Entry {
             event,
             room: room.to_owned(),
@@ -48,7 +55,9 @@ impl Rooms {
     }
 
     fn note(&mut self, mut entry: Entry) {
-        entry.time = stamp();
+        if entry.time.is_empty() {
+            entry.time = stamp();
+        }
         self.around.audit.push(entry.clone());
         if self.notes.latest.len() >= LATEST_MAX {
             self.notes.latest.pop_front();
@@ -95,8 +104,10 @@ impl Rooms {
     /// Somebody has left. Whose transport ends now is noted together with what it still tells.
     pub(super) fn note_left(&mut self, room: &str, gone: &Participant, reason: proto::DisconnectReason, ends: bool) {
         let entry = Entry {
+            // It has left now, whenever its transport tells the rest.
+            time: stamp(),
             reason: Some(reason.as_str_name().to_ascii_lowercase()),
-            seconds: Some(mono().duration_since(gone.joined_at).as_secs()),
+            seconds: Some(mono().duration_since(gone.came_at).as_secs()),
             bytes_up: Some(gone.samples.bytes_up),
             bytes_down: Some(gone.samples.bytes_down),
             ..self.about("left", room, gone)
@@ -110,15 +121,22 @@ impl Rooms {
 
     /// A transport has ended; what passed over it since its last sample.
     pub(super) fn closed(&mut self, session: SessionId, rest: &Sample) {
+        self.passed_lately(session, rest);
         let Some(at) = self.notes.leaving.iter().position(|l| l.transports.contains(&session)) else { return };
         let leaving = &mut self.notes.leaving[at];
         leaving.transports.retain(|s| *s != session);
-        let add = |sum: &mut Option<u64>, more: u64| *sum = sum.map(|sum| sum + more);
-        add(&mut leaving.entry.bytes_up, rest.up.bytes);
-        add(&mut leaving.entry.bytes_down, rest.down.bytes);
         if leaving.transports.is_empty() {
             let entry = self.notes.leaving.remove(at).entry;
             self.note(entry);
+        }
+    }
+
+    /// What passed over a transport whose participant has just left.
+    pub(super) fn passed_lately(&mut self, session: SessionId, sample: &Sample) {
+        if let Some(leaving) = self.notes.leaving.iter_mut().find(|l| l.transports.contains(&session)) {
+            let add = |sum: &mut Option<u64>, more: u64| *sum = sum.map(|sum| sum + more);
+            add(&mut leaving.entry.bytes_up, sample.up.bytes);
+            add(&mut leaving.entry.bytes_down, sample.down.bytes);
         }
     }
 

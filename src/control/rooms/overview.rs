@@ -9,6 +9,7 @@ use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use proto::ConnectionQuality as Level;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::time::Instant;
 
 /// All rooms, and what happened in them lately.
@@ -34,6 +35,13 @@ pub struct RoomView {
     /// Seconds since 1970.
     pub created_at: i64,
     pub participants: Vec<ParticipantView>,
+}
+
+impl ParticipantView {
+    /// Nobody sees it, and it may return.
+    pub fn is_away(&self) -> bool {
+        self.state == "away"
+    }
 }
 
 #[derive(Serialize)]
@@ -91,10 +99,8 @@ impl Rooms {
     pub fn overview(&self) -> Overview {
         let now = mono();
         let rooms = self.rooms.values().map(|room| {
-            let identity_of = |sid: &str| {
-                let publisher = room.participants.iter().find(|p| p.sid == sid);
-                publisher.map(|p| p.info.identity.clone()).unwrap_or_default()
-            };
+            let identities: HashMap<&str, &str> = room.participants.iter().map(|p| (p.sid.as_str(), p.info.identity.as_str())).collect();
+            let identity_of = |sid: &str| identities.get(sid).copied().unwrap_or_default().to_owned();
             let here = room.participants.iter().map(|p| (p, state_of(p)));
             let all = here.chain(room.absent.iter().map(|a| (&a.participant, "away")));
             RoomView {
@@ -125,7 +131,7 @@ fn event(at_ms: u64, entry: &Entry) -> EventView {
             let after = entry.seconds.unwrap_or_default();
             (if is_lost { "warn" } else { "info" }, format!("{who} left after {after} s ({})", reason.replace('_', " ")))
         }
-        "moderated" => ("warn", format!("{}: {} {who}", text(&entry.by), text(&entry.action))),
+        "moderated" => ("warn", format!("{}: {} {who}", text(&entry.by), text(&entry.action)).trim_end().to_owned()),
         other => ("info", format!("{who}: {other}")),
     };
     EventView { at_ms, level, text, room: Some(entry.room.clone()).filter(|room| !room.is_empty()) }
@@ -146,7 +152,7 @@ fn view(p: &Participant, state: &'static str, now: Instant, identity_of: &dyn Fn
         let of = |s: &&Sample| way(s).bytes as f64 * 8.0 / s.over.as_secs_f64().max(f64::MIN_POSITIVE);
         samples.iter().map(of).sum()
     };
-    let lost = |way: fn(&Sample) -> &Way| samples.iter().map(|s| way(s).lost).fold(0.0, f32::max);
+    let lost = |way: fn(&Sample) -> &Way| samples.iter().filter_map(|s| way(s).lost).fold(0.0, f32::max);
     let ms = |duration: std::time::Duration| duration.as_secs_f64() * 1_000.0;
     let quality = p.scores.level(now).map(|level| match level {
         Level::Excellent => "excellent",

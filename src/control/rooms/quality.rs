@@ -137,7 +137,7 @@ fn rating(sample: Sample) -> f32 {
     let rtt = sample.rtt.unwrap_or(RTT_UNKNOWN);
     let delay_ms = rtt.as_secs_f32() * 500.0 + sample.jitter.as_secs_f32() * 2_000.0;
     let of_delay = 0.024 * delay_ms + 0.11 * (delay_ms - 177.3).max(0.0);
-    let of_loss = 30.0 * (1.0 + 15.0 * sample.up.lost.max(sample.down.lost)).ln();
+    let of_loss = 30.0 * (1.0 + 15.0 * sample.up.lost.unwrap_or(0.0).max(sample.down.lost.unwrap_or(0.0))).ln();
     (94.0 - of_delay - of_loss).clamp(0.0, 100.0)
 }
 
@@ -149,10 +149,9 @@ fn mean_opinion(r: f32) -> f32 {
 impl Rooms {
     pub(super) fn sampled(&mut self, session: SessionId, sample: Sample) {
         self.around.gauges.of_participants.sampled(&sample);
-        if let Some(p) = self.participant(session) {
-            p.scores.sampled(mono(), sample);
-            p.samples.take(mono(), session, sample);
-        }
+        let Some(p) = self.participant(session) else { return self.passed_lately(session, &sample) };
+        p.scores.sampled(mono(), sample);
+        p.samples.take(mono(), session, sample);
     }
 
     /// Tells what has changed in the last seconds.
@@ -292,7 +291,7 @@ mod tests {
         ];
         for (name, lost_up, lost_down, rtt, jitter, want) in rows {
             let mut scores = Scores::default();
-            let way = |lost| Way { lost, ..Way::default() };
+            let way = |lost| Way { lost: Some(lost), ..Way::default() };
             let (up, down, rtt) = (way(lost_up), way(lost_down), Some(Ours::from_millis(rtt)));
             let sample = Sample { over: Ours::from_secs(5), up, down, rtt, jitter: Ours::from_millis(jitter) };
             let now = mono();

@@ -17,13 +17,14 @@ export class Machine {
     this.root = join(this.dir, "root");
     // What the machine writes lies over the clean root, in memory.
     mkdirSync(this.dir, { recursive: true });
+    // Before the lab goes, which has this in it.
+    process.prependOnceListener("exit", () => this.close());
     execFileSync("mount", ["-t", "tmpfs", "-o", "size=3g", "postern-machine", this.dir]);
     for (const part of ["root", "upper", "work"]) mkdirSync(join(this.dir, part));
     const layers = `lowerdir=${CLEAN},upperdir=${join(this.dir, "upper")},workdir=${join(this.dir, "work")}`;
     execFileSync("mount", ["-t", "overlay", "overlay", "-o", layers, this.root]);
     writeFileSync(join(this.root, "etc/hosts"), `127.0.0.1 localhost\n${SERVER} ${DOMAIN}\n`);
     writeFileSync(join(this.root, "etc/hostname"), "gate\n");
-    process.once("exit", () => this.close());
   }
 
   async boot() {
