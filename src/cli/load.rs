@@ -1,9 +1,9 @@
 //! `postern load`: simulated participants, for any server that speaks the LiveKit protocol.
 
+use super::credentials::Credentials;
 use clap::builder::RangedU64ValueParser;
 use postern::control::auth::Keys;
 use postern::load::{Plan, Rooms, Sending, run};
-use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -54,20 +54,12 @@ pub struct Args {
     /// What rooms are called, before their number.
     #[arg(long, default_value = "load-")]
     room_prefix: String,
-    /// Take key and secret from this config.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    #[arg(long, default_value = "devkey", conflicts_with = "config")]
-    key: String,
-    #[arg(long, default_value = "secret", conflicts_with = "config")]
-    secret: String,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 pub fn execute(args: &Args) -> Result<(), String> {
-    let keys = match &args.config {
-        Some(path) => super::run::read_config(path)?.keys,
-        None => BTreeMap::from([(args.key.clone(), args.secret.clone())]),
-    };
+    let keys = args.credentials.keys()?;
     if args.publishers + args.subscribers == 0 || args.rooms == 0 {
         return Err("somebody has to come: --rooms, and --publishers or --subscribers, from 1 on".into());
     }

@@ -2,6 +2,7 @@
 
 mod addresses;
 pub mod audit;
+mod credentials;
 pub mod dev;
 pub mod drain;
 mod host;

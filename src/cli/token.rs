@@ -1,8 +1,7 @@
 //! `postern token`: a join token on stdout, alone.
 
+use super::credentials::Credentials;
 use postern::control::auth::{Claims, Keys, VideoGrants};
-use std::collections::BTreeMap;
-use std::path::PathBuf;
 use std::time::SystemTime;
 
 #[derive(clap::Args)]
@@ -31,21 +30,13 @@ pub struct Args {
     /// Not shown to others.
     #[arg(long)]
     hidden: bool,
-    /// Take key and secret from this config.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    #[arg(long, default_value = "devkey", conflicts_with = "config")]
-    key: String,
-    #[arg(long, default_value = "secret", conflicts_with = "config")]
-    secret: String,
+    #[command(flatten)]
+    credentials: Credentials,
 }
 
 #[allow(clippy::disallowed_methods, reason = "a command may look at the clock")]
 pub fn execute(args: &Args) -> Result<(), String> {
-    let keys = match &args.config {
-        Some(path) => super::run::read_config(path)?.keys,
-        None => BTreeMap::from([(args.key.clone(), args.secret.clone())]),
-    };
+    let keys = args.credentials.keys()?;
     let iss = keys.keys().next().cloned().ok_or("the config has no key under [keys]")?;
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_err(|e| format!("the clock is before 1970: {e}"))?;
     let refused = |flag: bool| flag.then_some(false);

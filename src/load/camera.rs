@@ -129,7 +129,7 @@ impl Layer {
         let mut left = if is_key { self.frame_len * KEY_FACTOR } else { self.frame_len };
         let mut is_first = true;
         while left > 0 {
-            let len = left.min(PACKET_MAX).max(4 + 10 + STAMP_LEN);
+            let len = left.clamp(4 + 10 + STAMP_LEN, PACKET_MAX);
             let [high, low] = self.picture_id.to_be_bytes();
             // X, and S for the first packet; I and L: a picture id of 15 bits and TL0PICIDX (RFC 7741 §4.2).
             let mut payload = vec![0x80 | if is_first { 0x10 } else { 0 }, 0xC0, high | 0x80, low, low];
