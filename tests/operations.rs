@@ -89,7 +89,10 @@ impl Host {
         let _ = write!(text, "edge_tcp_ports = [{}]\nmedia_udp_port = {}\nturn_ports = [{}]\n", self.edge, self.media, self.turn);
         let _ = write!(text, "[tls]\ncert_file = \"{dir}/chain.pem\"\nkey_file = \"{dir}/key.pem\"\n");
         let _ = write!(text, "[admin]\nlisten = \"127.0.0.1:{}\"\n[keys]\nfirst = \"{}\"\n{more}", self.admin, "s".repeat(32));
-        fs::write(self.config(), text).expect("written");
+        // As editors do: whoever reads it meanwhile gets the old one or the new one, whole.
+        let beside = self.path("postern.toml.new");
+        fs::write(&beside, text).expect("written");
+        fs::rename(beside, self.config()).expect("in place");
     }
 
     /// The config with more in a section that it has.
@@ -503,13 +506,15 @@ fn short_calls_while_settings_and_certificates_change() {
         ]);
         command.args(["--calls", &calls.to_string(), "--room-prefix", prefix, "--pid", &server.pid().to_string()]);
         command.args(["--url", "wss://meet.example.eu", "--address", &format!("127.0.0.1:{}", host.edge)]);
-        command.arg("--ca-file").arg(host.path("ca.pem")).stdout(Stdio::piped()).stderr(Stdio::null());
+        command.arg("--ca-file").arg(host.path("ca.pem")).stdout(Stdio::piped());
+        command.stderr(fs::File::create(host.path("load-log")).expect("a file"));
         command.spawn().expect("it starts")
     };
     let read = |child: Child| {
         let output = child.wait_with_output().expect("it ends");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{said}\n{}", server.log());
+        let why = fs::read_to_string(host.path("load-log")).unwrap_or_default();
+        assert!(output.status.success(), "{said}\n{why}\n{}", server.log());
         serde_json::from_str::<serde_json::Value>(&said).expect("JSON")
     };
     let is_quiet = || {

@@ -16,7 +16,7 @@ use super::metrics::Gauges;
 use crate::config;
 use files::Log;
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::DirBuilder;
 use std::io;
 use std::net::IpAddr;
@@ -105,14 +105,10 @@ impl Audit {
         (Self { queue: Some(queue), gauges: Arc::default(), has_addresses: true, attributes }, entries)
     }
 
-    /// Whether anybody reads what is put here.
-    pub fn is_on(&self) -> bool {
-        self.queue.is_some()
-    }
-
-    /// Whether an attribute of participants belongs into the log.
-    pub fn keeps(&self, attribute: &str) -> bool {
-        self.is_on() && self.attributes.iter().any(|kept| kept == attribute)
+    /// Those of a participant's attributes that belong into the log.
+    pub fn kept<'a>(&self, attributes: &'a HashMap<String, String>) -> BTreeMap<&'a str, &'a str> {
+        let is_kept = |key: &str| self.queue.is_some() && self.attributes.iter().any(|kept| kept == key);
+        attributes.iter().map(|(key, value)| (key.as_str(), value.as_str())).filter(|(key, _)| is_kept(key)).collect()
     }
 
     pub fn push(&self, mut entry: Entry) {

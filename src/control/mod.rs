@@ -26,7 +26,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::middleware::{Next, from_fn, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
 use axum::routing::{get, patch, post};
-use signal::Front;
+use signal::{Front, Version};
 use std::sync::Arc;
 use tower_http::cors::{AllowHeaders, CorsLayer};
 
@@ -40,10 +40,8 @@ pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
     // Authorization is never meant by `*`: what a page asks to send is mirrored.
     let cors = CorsLayer::permissive().allow_headers(AllowHeaders::mirror_request());
     let api = Router::new()
-        .route("/rtc", get(signal::connect))
-        .route("/rtc/validate", get(signal::validate))
-        .route("/rtc/v1", get(signal::connect_v1))
-        .route("/rtc/v1/validate", get(signal::validate_v1))
+        .merge(signalling("/rtc", Version::V0))
+        .merge(signalling("/rtc/v1", Version::V1))
         .route("/twirp/{service}/{method}", post(service::call))
         .merge(offers)
         .layer(from_fn_with_state(Arc::clone(&front), admit))
@@ -63,6 +61,11 @@ pub fn router(front: Arc<Front>, dev_keys: Option<Keys>) -> Router {
         .layer(cors)
         .layer(from_fn(whip::describe))
         .layer(from_fn(door::let_bodies_end))
+}
+
+fn signalling(path: &str, version: Version) -> Router<Arc<Front>> {
+    let router = Router::new().route(path, get(signal::connect)).route(&format!("{path}/validate"), get(signal::validate));
+    router.layer(Extension(version))
 }
 
 /// Holds up pages of other origins and addresses that ask too often, before anything is looked at.

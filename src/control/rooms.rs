@@ -24,7 +24,7 @@ mod subscribing;
 
 pub use data::RpcError;
 pub use joining::{Arrival, Caller};
-pub use one_shot::{Opened, Purpose, Restarted, Visitor};
+pub use one_shot::{Opened, Purpose, Restarted};
 pub use overview::Overview;
 pub use service::{Failure, Later, RoomService};
 

@@ -174,9 +174,9 @@ impl JoinQuery {
     }
 }
 
-/// Whether a client asks for one peer connection or lets us offer the second one.
+/// Whether a client asks for one peer connection or lets us offer the second one: the route says it.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Version {
+pub enum Version {
     V0,
     V1,
 }
@@ -272,16 +272,13 @@ fn decode_join_request(text: &str, max: usize) -> Result<proto::JoinRequest, Ref
 }
 
 /// What a browser asks after a failed WebSocket, to learn why.
-pub async fn validate(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>) -> Response {
-    validated(&front, Version::V0, &headers, &query)
-}
-
-pub async fn validate_v1(State(front): State<Arc<Front>>, headers: HeaderMap, Query(query): Query<JoinQuery>) -> Response {
-    validated(&front, Version::V1, &headers, &query)
-}
-
-fn validated(front: &Front, version: Version, headers: &HeaderMap, query: &JoinQuery) -> Response {
-    match check(front, version, headers, query) {
+pub async fn validate(
+    State(front): State<Arc<Front>>,
+    Extension(version): Extension<Version>,
+    headers: HeaderMap,
+    Query(query): Query<JoinQuery>,
+) -> Response {
+    match check(&front, version, &headers, &query) {
         Ok(_) => "success".into_response(),
         Err(refused) => refused.into_response(),
     }
@@ -291,26 +288,13 @@ type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 
 pub async fn connect(
     State(front): State<Arc<Front>>,
+    Extension(version): Extension<Version>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
     Query(query): Query<JoinQuery>,
     upgrade: Upgrade,
 ) -> Response {
-    connected(&front, Version::V0, peer, &headers, &query, upgrade)
-}
-
-pub async fn connect_v1(
-    State(front): State<Arc<Front>>,
-    Extension(peer): Extension<Peer>,
-    headers: HeaderMap,
-    Query(query): Query<JoinQuery>,
-    upgrade: Upgrade,
-) -> Response {
-    connected(&front, Version::V1, peer, &headers, &query, upgrade)
-}
-
-fn connected(front: &Arc<Front>, version: Version, peer: Peer, headers: &HeaderMap, query: &JoinQuery, upgrade: Upgrade) -> Response {
-    match admit(front, version, peer, headers, query, upgrade) {
+    match admit(&front, version, peer, &headers, &query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
             tracing::info!(reason = %refused, "a join was refused");

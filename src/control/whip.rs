@@ -10,7 +10,7 @@
 
 use super::auth::{Claims, Denied};
 use super::door::Peer;
-use super::rooms::{Caller, JoinError, Opened, Purpose, Restarted, Visitor};
+use super::rooms::{Caller, JoinError, Opened, Purpose, Restarted};
 use super::service::{Unread, bearer, read};
 use super::signal::{Front, host_of};
 use axum::extract::{Path, Query, Request, State};
@@ -121,9 +121,8 @@ async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<O
     let host = front.host.clone().unwrap_or_else(|| host_of(request.headers()));
     let address = request.extensions().get::<Peer>().map(|Peer(peer)| peer.ip());
     let program = request.headers().get(header::USER_AGENT).and_then(|v| v.to_str().ok()).unwrap_or_default().to_owned();
-    let from = Visitor { caller: Caller { host, address }, program };
     let offer = text(request).await?;
-    let opened = front.rooms().open(claims, purpose, from, &offer)?;
+    let opened = front.rooms().open(claims, purpose, Caller { host, address }, &program, &offer)?;
     tracing::info!(session = opened.session.0, "an offer over HTTP was answered");
     Ok(opened)
 }

@@ -103,7 +103,7 @@ pub fn read(answer: &str) -> Result<Remote, String> {
 }
 
 /// The address of a UDP host candidate (RFC 8839 §5.1).
-pub fn candidate(line: &str) -> Option<SocketAddr> {
+fn candidate(line: &str) -> Option<SocketAddr> {
     let mut words = line.strip_prefix("candidate:")?.split_ascii_whitespace();
     let (_, component, transport, _) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let (ip, port) = (words.next()?.parse::<IpAddr>().ok()?, words.next()?.parse().ok()?);

@@ -49,17 +49,10 @@ impl Usage {
         let open_files = std::fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count() as u64);
         Some(Self { cpu_s: cpu_s(&pid.to_string())?, memory_bytes: resident * PAGE, open_files, own_cpu_s })
     }
-}
 
-/// Growth between two moments; memory and files as they are in the end.
-pub trait Since {
-    fn since(self, before: &Self) -> Self;
-}
-
-impl Since for Option<Usage> {
-    fn since(self, before: &Self) -> Self {
-        let (after, before) = (self?, (*before)?);
-        Some(Usage { cpu_s: after.cpu_s - before.cpu_s, own_cpu_s: after.own_cpu_s - before.own_cpu_s, ..after })
+    /// Growth of what is counted; memory and files as they are now.
+    pub fn since(self, before: &Self) -> Self {
+        Self { cpu_s: self.cpu_s - before.cpu_s, own_cpu_s: self.own_cpu_s - before.own_cpu_s, ..self }
     }
 }
 

@@ -8,7 +8,7 @@ use super::camera::Camera;
 use super::ear::{Ear, Spread, Sums};
 use super::offer::{self, AUDIO_CID, Local, Section, VIDEO_CID};
 use super::peer::{Incoming, Peer};
-use super::report::{Report, Since, Usage};
+use super::report::{Report, Usage};
 use super::signal::{self, Front, News};
 use crate::base::buf::Pool;
 use crate::base::time::{Duration, Instant};
@@ -50,6 +50,22 @@ struct Participant {
     has_heard: bool,
 }
 
+/// A datagram, and the way it takes.
+struct Outgoing {
+    socket: usize,
+    server: SocketAddr,
+    source: IpAddr,
+    bytes: Vec<u8>,
+}
+
+impl Participant {
+    /// Its datagrams on their way to the server; none before that has told where it is.
+    fn address(&self, datagrams: Vec<Vec<u8>>) -> impl Iterator<Item = Outgoing> {
+        let (socket, source, server) = (self.socket, self.source, self.peer.server());
+        datagrams.into_iter().filter_map(move |bytes| Some(Outgoing { socket, server: server?, source, bytes }))
+    }
+}
+
 struct Room {
     ends_at: Option<Instant>,
     members: Vec<u64>,
@@ -73,7 +89,7 @@ struct Stage<'a> {
     rooms: BTreeMap<u32, Room>,
     rooms_begun: u32,
     joined: u64,
-    outgoing: Vec<(usize, SocketAddr, IpAddr, Vec<u8>)>,
+    outgoing: Vec<Outgoing>,
     report: Report,
 }
 
@@ -136,7 +152,7 @@ pub async fn run(plan: &Plan, keys: &Keys, progress: &mut dyn FnMut(&str)) -> Re
         }
     }
     stage.report.took = clock.now().mono.since(began);
-    stage.report.usage = Usage::of(plan.pid).since(&before);
+    stage.report.usage = Usage::of(plan.pid).zip(before).map(|(after, before)| after.since(&before));
     Ok(stage.report)
 }
 
@@ -185,7 +201,7 @@ impl Stage<'_> {
     fn begin_rooms(&mut self, now: Instant) -> Result<(), String> {
         let rooms = &self.plan.rooms;
         let size = rooms.publishers + rooms.subscribers;
-        let allowed = (rooms.joins_a_second * self.clock.now().mono.as_nanos() as f64 / 1e9) as u64 + u64::from(size);
+        let allowed = (rooms.joins_a_second * now.as_nanos() as f64 / 1e9) as u64 + u64::from(size);
         loop {
             let open = self.rooms.iter().find(|(_, r)| r.members.len() < size as usize && r.ends_at.is_none()).map(|(id, _)| *id);
             if self.joined >= allowed {
@@ -317,7 +333,6 @@ impl Stage<'_> {
             News::Ended(why) => self.leave(id, Some(why)),
             News::Down(message) => match *message {
                 Down::Answer(answer) => self.answered(now, id, &answer.sdp),
-                Down::Trickle(trickle) => self.trickled(now, id, &trickle),
                 Down::MediaSectionsRequirement(wanted) => self.more_sections(id, wanted.num_audios, wanted.num_videos),
                 Down::Leave(leave) => {
                     let reason = proto::DisconnectReason::try_from(leave.reason).unwrap_or_default();
@@ -328,6 +343,7 @@ impl Stage<'_> {
         }
     }
 
+    /// Servers have to tell their addresses with the answer: candidates that come later (trickle) are not looked at.
     fn answered(&mut self, now: Instant, id: u64, sdp: &str) {
         let Some(p) = self.participants.get_mut(&id) else { return };
         match offer::read(sdp) {
@@ -340,9 +356,6 @@ impl Stage<'_> {
             Err(error) => self.leave(id, Some(format!("the answer: {error}"))),
         }
     }
-
-    /// Servers that tell their candidates later are not waited for here: the address of the signalling serves.
-    fn trickled(&mut self, _: Instant, _: u64, _: &proto::TrickleRequest) {}
 
     fn more_sections(&mut self, id: u64, audios: u32, videos: u32) {
         let Some(mut p) = self.participants.remove(&id) else { return };
@@ -364,7 +377,7 @@ impl Stage<'_> {
         self.by_source.remove(&(p.socket, p.source));
         let mut out = Vec::new();
         p.peer.close(&mut out);
-        self.send(&p, out);
+        self.outgoing.extend(p.address(out));
         // The task says goodbye when nobody holds the other end.
         p.requests = None;
         self.report.left(p.camera.as_ref().map_or(0, |c| c.sent), &p.ear, self.plan, p.publishes, p.is_live);
@@ -436,30 +449,17 @@ impl Stage<'_> {
     }
 
     fn send_of(&mut self, id: u64, out: Vec<Vec<u8>>) {
-        if let Some(p) = self.participants.get(&id)
-            && let Some(server) = p.peer.server()
-        {
-            let (socket, source) = (p.socket, p.source);
-            self.outgoing.extend(out.into_iter().map(|bytes| (socket, server, source, bytes)));
-        }
-    }
-
-    fn send(&mut self, p: &Participant, out: Vec<Vec<u8>>) {
-        if let Some(server) = p.peer.server() {
-            self.outgoing.extend(out.into_iter().map(|bytes| (p.socket, server, p.source, bytes)));
+        if let Some(p) = self.participants.get(&id) {
+            self.outgoing.extend(p.address(out));
         }
     }
 
     fn flush(&mut self, batch: &mut Batch) {
         let outgoing = std::mem::take(&mut self.outgoing);
-        for of_socket in outgoing.chunk_by(|a, b| a.0 == b.0) {
-            let transmit = |(_, remote, local, bytes): &(usize, SocketAddr, IpAddr, Vec<u8>)| (*remote, *local, bytes.len());
-            let mut messages: Vec<Transmit<'_>> = Vec::with_capacity(of_socket.len());
-            for message in of_socket {
-                let (remote, local, _) = transmit(message);
-                messages.push(Transmit { remote, local, bytes: &message.3, segment: None });
-            }
-            if let Some(socket) = of_socket.first().and_then(|(at, ..)| self.sockets.get_mut(*at)) {
+        for of_socket in outgoing.chunk_by(|a, b| a.socket == b.socket) {
+            let messages: Vec<Transmit<'_>> =
+                of_socket.iter().map(|o| Transmit { remote: o.server, local: o.source, bytes: &o.bytes, segment: None }).collect();
+            if let Some(socket) = of_socket.first().and_then(|o| self.sockets.get_mut(o.socket)) {
                 self.report.unsent += socket.send(batch, &messages) as u64;
             }
         }

@@ -6,7 +6,7 @@ use crate::control::audit::{Entry, VALUE_MAX, stamp};
 use crate::control::tracks::source_name;
 use crate::session::quality::Sample;
 use livekit_protocol as proto;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// Entries that the dashboard shows.
@@ -38,10 +38,9 @@ struct Leaving {
 impl Rooms {
     /// What is known of a participant, for an entry about it.
     fn about(&self, event: &'static str, room: &str, p: &Participant) -> Entry {
-        let audit = &self.around.audit;
-        let kept = p.info.attributes.iter().filter(|(key, _)| audit.keeps(key));
-        let short = |value: &String| value.chars().take(VALUE_MAX).collect();
-        let attributes: BTreeMap<String, String> = kept.map(|(key, value)| (key.clone(), short(value))).collect();
+        let short = |value: &str| value.chars().take(VALUE_MAX).collect();
+        let kept = self.around.audit.kept(&p.info.attributes);
+        let attributes = kept.into_iter().map(|(key, value)| (key.to_owned(), short(value))).collect();
         Entry {
             event,
             room: room.to_owned(),

@@ -36,13 +36,6 @@ pub(in crate::control) struct Slot {
     pub(in crate::control) rtx: Ssrc,
 }
 
-/// Who comes over HTTP.
-pub struct Visitor {
-    pub caller: Caller,
-    /// Its `User-Agent`.
-    pub program: String,
-}
-
 /// What answers an offer over HTTP.
 pub struct Opened {
     pub session: SessionId,
@@ -60,8 +53,8 @@ pub struct Restarted {
 }
 
 impl Rooms {
-    /// A publisher or player comes with its offer.
-    pub fn open(&mut self, claims: Claims, purpose: Purpose, from: Visitor, offer: &str) -> Result<Opened, JoinError> {
+    /// A publisher or player comes with its offer; `program` is its `User-Agent`.
+    pub fn open(&mut self, claims: Claims, purpose: Purpose, caller: Caller, program: &str, offer: &str) -> Result<Opened, JoinError> {
         let offer = Description::parse(offer)?;
         let media = || offer.sections.iter().filter(|s| s.kind != Kind::Application && !s.is_rejected && !s.formats.is_empty());
         let permission = permission_of(&claims);
@@ -82,10 +75,10 @@ impl Rooms {
             return Err(SdpError::NoUsable(way).into());
         }
         let settings = proto::ConnectionSettings { auto_subscribe: purpose != Purpose::Publish, ..Default::default() };
-        let client = proto::ClientInfo { browser: from.program, ..Default::default() };
+        let client = proto::ClientInfo { browser: program.to_owned(), ..Default::default() };
         let request = proto::JoinRequest { connection_settings: Some(settings), client_info: Some(client), ..Default::default() };
-        let host = from.caller.host.clone();
-        let arrival = Arrival { claims, request, caller: from.caller, is_dual: false };
+        let host = caller.host.clone();
+        let arrival = Arrival { claims, request, caller, is_dual: false };
         let session = self.seat(arrival, Dialogue::OneShot, None)?;
         let resource = self.secrets.id_chars(22);
         let hears = purpose != Purpose::Publish;

@@ -149,16 +149,10 @@ impl Rooms {
             p.claims.metadata.clone_from(&after.metadata);
             let own = after.attributes.iter().filter(|(key, _)| !is_reserved(key));
             p.claims.attributes = own.map(|(key, value)| (key.clone(), value.clone())).collect();
-            let kept = |info: &proto::ParticipantInfo| -> Vec<(String, String)> {
-                let all = info.attributes.iter().filter(|(key, _)| audit.keeps(key));
-                let mut kept: Vec<_> = all.map(|(key, value)| (key.clone(), value.clone())).collect();
-                kept.sort();
-                kept
-            };
-            let has_new_consent = kept(&p.info) != kept(&after);
+            let has_news = audit.kept(&p.info.attributes) != audit.kept(&after.attributes);
             p.info = after;
             self.announce(session, true);
-            if has_new_consent {
+            if has_news {
                 self.note_attributes(session);
             }
             // Who joins anew is still called so.

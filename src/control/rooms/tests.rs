@@ -100,10 +100,6 @@ fn caller() -> Caller {
     Caller { host: "localhost".into(), address: None }
 }
 
-fn visitor() -> Visitor {
-    Visitor { caller: caller(), program: "OBS 31".into() }
-}
-
 fn updates(told: &[Down]) -> Vec<proto::ParticipantInfo> {
     let of = |m: &Down| if let Down::Update(u) = m { u.participants.clone() } else { Vec::new() };
     told.iter().flat_map(of).collect()
@@ -374,12 +370,12 @@ fn over_http_nobody_publishes_what_its_token_does_not_allow() {
     let mut player = claims("player");
     player.video.can_publish = Some(false);
     // A player whose offer sends something too: that is not taken.
-    let whole = lab.rooms.open(player.clone(), Purpose::Play { of: None }, visitor(), &both).expect("it plays");
+    let whole = lab.rooms.open(player.clone(), Purpose::Play { of: None }, caller(), "OBS 31", &both).expect("it plays");
     assert!(lab.rooms.participant(whole.session).expect("it is here").tracks.is_empty());
-    assert!(matches!(lab.rooms.open(player, Purpose::Publish, visitor(), OFFER), Err(JoinError::NotAllowed)));
+    assert!(matches!(lab.rooms.open(player, Purpose::Publish, caller(), "OBS 31", OFFER), Err(JoinError::NotAllowed)));
     let mut voice = claims("voice");
     voice.video.can_publish_sources = vec!["microphone".into()];
-    let whole = lab.rooms.open(voice, Purpose::Publish, visitor(), OFFER).expect("it publishes");
+    let whole = lab.rooms.open(voice, Purpose::Publish, caller(), "OBS 31", OFFER).expect("it publishes");
     let sources =
         |lab: &mut Lab| lab.rooms.participant(whole.session).expect("it is here").tracks.iter().map(|t| t.info.source).collect::<Vec<_>>();
     assert_eq!(sources(&mut lab), [proto::TrackSource::Microphone as i32]);
