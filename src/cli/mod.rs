@@ -40,7 +40,7 @@ enum Command {
     /// Make an API key and secret.
     Keys,
     /// Simulate participants, in any number, for any server that speaks the LiveKit protocol.
-    Load(load::Args),
+    Load(Box<load::Args>),
     /// What the audit log says of a person, and its erasure.
     Audit(audit::Args),
     /// Print what completes commands in a shell.

@@ -4,12 +4,12 @@
 
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
-use axum::extract::{Extension, Request};
+use axum::extract::Request;
 use axum::http::Version;
 use axum::middleware::Next;
 use axum::response::Response;
 use http_body_util::BodyExt;
-use hyper::body::Frame;
+use hyper::body::{Frame, Incoming};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
@@ -24,6 +24,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
+use tower::ServiceExt;
 
 /// How long a connection may take until its first byte of HTTP, its TLS handshake included.
 const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
@@ -67,7 +68,11 @@ pub async fn serve_plain(tcp: TcpStream, remote: SocketAddr, router: Router) {
 }
 
 async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, remote: SocketAddr, router: Router) {
-    let service = TowerToHyperService::new(router.layer(Extension(Peer(remote))));
+    // Put into each request: a layer around the router would copy the whole of it for each connection.
+    let service = TowerToHyperService::new(router.map_request(move |mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(Peer(remote));
+        request
+    }));
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS_WITHIN);
     builder

@@ -35,6 +35,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const MESSAGES_A_SECOND: u32 = 200;
 /// How long one message may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// Read and written at a time: the default would hold 128 KiB for each participant.
+const SOCKET_BUFFER: usize = 4 * 1024;
 
 /// What clients may do; it changes when the config is read again.
 #[derive(Clone, Debug)]
@@ -342,6 +344,7 @@ fn admit(
     let (front, on_failure) = (Arc::clone(front), (Arc::clone(front), signal.clone()));
     let message_max = front.policy.load().message_max;
     let upgrade = upgrade.max_message_size(message_max).max_frame_size(message_max);
+    let upgrade = upgrade.read_buffer_size(SOCKET_BUFFER).write_buffer_size(SOCKET_BUFFER);
     Ok(upgrade
         .on_failed_upgrade(move |_| on_failure.0.rooms().signal_lost(session, &on_failure.1))
         .on_upgrade(move |socket| converse(front, socket, session, signal, queue)))

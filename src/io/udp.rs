@@ -129,6 +129,12 @@ impl UdpSocket {
         Ok(Self { fd, unsegmented: Vec::new() })
     }
 
+    /// The port it is bound to.
+    pub fn port(&self) -> io::Result<u16> {
+        let address = self.fd.get_ref().local_addr()?.as_socket();
+        Ok(address.ok_or(io::ErrorKind::AddrNotAvailable)?.port())
+    }
+
     /// One batch of packets to `out`. `Ready(true)` when more may wait; `Pending` registers for the next one.
     pub fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> Poll<bool> {
         let mut guard = match self.fd.poll_read_ready(cx) {
@@ -379,10 +385,6 @@ fn write_control(hdr: &mut msghdr, message: &Transmit<'_>) {
 mod tests {
     use super::*;
 
-    fn port(socket: &UdpSocket) -> u16 {
-        socket.fd.get_ref().local_addr().expect("bound").as_socket().expect("an address").port()
-    }
-
     async fn collect(socket: &UdpSocket, want: usize) -> Vec<Received> {
         let mut pool = Pool::new(4);
         let mut batch = Batch::new(&mut pool);
@@ -406,14 +408,14 @@ mod tests {
             let mut server = UdpSocket::register(bind(wildcard.parse().expect("a literal")).expect("bound")).expect("registered");
             let ip: IpAddr = ip.parse().expect("a literal");
             let client = tokio::net::UdpSocket::bind(SocketAddr::new(ip, 0)).await.expect("bound");
-            client.send_to(b"ping", SocketAddr::new(ip, port(&server))).await.expect("sent");
+            client.send_to(b"ping", SocketAddr::new(ip, server.port().expect("bound"))).await.expect("sent");
             let got = collect(&server, 1).await;
             assert_eq!((got[0].local, got[0].remote, &got[0].buf[..]), (ip, client.local_addr().expect("bound"), &b"ping"[..]));
             let reply = Transmit { remote: got[0].remote, local: ip, bytes: b"pong", segment: None };
             assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[reply]), 0);
             let mut bytes = [0; 8];
             let (len, from) = client.recv_from(&mut bytes).await.expect("received");
-            assert_eq!((&bytes[..len], from), (&b"pong"[..], SocketAddr::new(ip, port(&server))));
+            assert_eq!((&bytes[..len], from), (&b"pong"[..], SocketAddr::new(ip, server.port().expect("bound"))));
         }
     }
 
@@ -422,7 +424,7 @@ mod tests {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
-        let remote = SocketAddr::new(ip, port(&client));
+        let remote = SocketAddr::new(ip, client.port().expect("bound"));
         let bytes: Vec<u8> = (0..250).collect();
         let segmented = Transmit { remote, local: ip, bytes: &bytes, segment: Some(100) };
         let whole = Transmit { remote, local: ip, bytes: b"whole", segment: None };
@@ -437,7 +439,7 @@ mod tests {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut sender = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let receiver = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
-        let remote = SocketAddr::new(ip, port(&receiver));
+        let remote = SocketAddr::new(ip, receiver.port().expect("bound"));
         // Pieces that end before, on and behind the end of the first buffer, and one that is a buffer.
         for (segment, len) in [(1_000usize, 10_500usize), (1_024, 4_096), (1_200, 60_000), (PAYLOAD_MAX, 5_000), (700, 701)] {
             let bytes: Vec<u8> = (0..len).map(|i| (i / 7) as u8).collect();
@@ -466,7 +468,7 @@ mod tests {
         set_option(server.fd.get_ref().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK).expect("a socket option");
         let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let bytes: Vec<u8> = (0..250).collect();
-        let run = Transmit { remote: SocketAddr::new(ip, port(&client)), local: ip, bytes: &bytes, segment: Some(100) };
+        let run = Transmit { remote: SocketAddr::new(ip, client.port().expect("bound")), local: ip, bytes: &bytes, segment: Some(100) };
         assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[run, run]), 0);
         server.unsegmented.push(ip);
         assert_eq!(server.send(&mut Batch::new(&mut Pool::new(0)), &[run, run]), 0);

@@ -7,11 +7,13 @@ use super::Sending;
 use super::offer::{LEVEL, MID, OPUS, RID, RIDS, VP8};
 use crate::base::time::{Duration, Instant};
 use crate::engine::srtp::Sender;
-use crate::wire::rtcp;
+use crate::wire::rtcp::{self, SenderInfo};
 use crate::wire::rtp::{self, Outgoing};
 
 const AUDIO_EVERY: Duration = Duration::from_millis(20);
-const FRAME_EVERY: Duration = Duration::from_nanos(1_000_000_000 / 30);
+const REPORT_EVERY: Duration = Duration::from_secs(1);
+/// Whoever is later than this, because it was paused, goes on from now.
+const LATE_MAX: Duration = Duration::from_millis(200);
 const AUDIO_LEN: usize = 100;
 /// Payload of a picture's packet at most, bytes.
 const PACKET_MAX: usize = 1_100;
@@ -35,15 +37,25 @@ struct Layer {
     index: u64,
     picture_id: u16,
     wants_key: bool,
+    /// Payload bytes sent.
+    octets: u64,
+}
+
+/// Where a source stands.
+struct Voice {
+    ssrc: u32,
+    index: u64,
 }
 
 /// One publisher's microphone and camera.
 pub struct Camera {
-    audio: Option<(u32, u64)>,
+    audio: Option<Voice>,
     video_mid: String,
     layers: Vec<Layer>,
+    frame_every: Duration,
     audio_due: Instant,
     frame_due: Instant,
+    report_due: Instant,
     began: Instant,
     pub sent: u64,
 }
@@ -55,15 +67,18 @@ impl Camera {
         // Each layer below takes a third of the one above.
         let layers = (0..sending.layers).map(|at| {
             let bps = sending.bitrate_bps / 3u32.pow(u32::from(sending.layers - 1 - at));
-            let frame_len = (bps / 8 / 30).max(64) as usize;
-            Layer { ssrc: ssrc(u32::from(at) + 1), rid: RIDS[usize::from(at)], frame_len, index: 1, picture_id: 0, wants_key: true }
+            let frame_len = (bps / 8 / sending.frames_per_second.max(1)).max(64) as usize;
+            let (ssrc, rid) = (ssrc(u32::from(at) + 1), RIDS[usize::from(at)]);
+            Layer { ssrc, rid, frame_len, index: 1, picture_id: 0, wants_key: true, octets: 0 }
         });
         Self {
-            audio: sending.audio.then_some((ssrc(0), 1)),
+            audio: sending.audio.then_some(Voice { ssrc: ssrc(0), index: 1 }),
             video_mid: u8::from(sending.audio).to_string(),
             layers: layers.collect(),
+            frame_every: Duration::from_secs(1) / sending.frames_per_second.max(1),
             audio_due: now,
             frame_due: now,
+            report_due: now + REPORT_EVERY,
             began: now,
             sent: 0,
         }
@@ -89,22 +104,50 @@ impl Camera {
     /// Writes what is due, protected, to `out`.
     pub fn wake(&mut self, now: Instant, sender: &Sender, out: &mut Vec<Vec<u8>>) {
         let before = out.len();
+        if now.since(self.deadline()) > LATE_MAX {
+            (self.audio_due, self.frame_due) = (now, now);
+        }
         while self.audio.is_some() && self.audio_due <= now {
             self.audio_due = self.audio_due + AUDIO_EVERY;
             self.say(now, sender, out);
         }
         while !self.layers.is_empty() && self.frame_due <= now {
-            self.frame_due = self.frame_due + FRAME_EVERY;
-            let (timestamp, mid) = ((now.since(self.began).as_micros() * 9 / 100) as u32, self.video_mid.clone());
+            self.frame_due = self.frame_due + self.frame_every;
+            let timestamp = self.picture_time(now);
             for layer in &mut self.layers {
-                layer.show(now, timestamp, &mid, sender, out);
+                layer.show(now, timestamp, &self.video_mid, sender, out);
             }
         }
         self.sent += (out.len() - before) as u64;
     }
 
+    /// Time of a picture, 90 kHz.
+    fn picture_time(&self, now: Instant) -> u32 {
+        (now.since(self.began).as_micros() * 9 / 100) as u32
+    }
+
+    /// Sender reports, once a second (RFC 3550 §6.4.1); nothing in between.
+    pub fn report(&mut self, now: Instant) -> Option<Vec<u8>> {
+        if now < self.report_due {
+            return None;
+        }
+        self.report_due = now + REPORT_EVERY;
+        let mut compound = Vec::with_capacity(128);
+        if let Some(Voice { ssrc, index }) = self.audio {
+            let rtp = (index * 960) as u32;
+            let octets = (index * AUDIO_LEN as u64) as u32;
+            rtcp::write_sender_report(&mut compound, &SenderInfo { ssrc, ntp: now.as_ntp(), rtp, packets: index as u32, octets });
+        }
+        for layer in &self.layers {
+            let (packets, octets) = (layer.index as u32, layer.octets as u32);
+            let info = SenderInfo { ssrc: layer.ssrc, ntp: now.as_ntp(), rtp: self.picture_time(now), packets, octets };
+            rtcp::write_sender_report(&mut compound, &info);
+        }
+        Some(compound)
+    }
+
     fn say(&mut self, now: Instant, sender: &Sender, out: &mut Vec<Vec<u8>>) {
-        let Some((ssrc, index)) = &mut self.audio else { return };
+        let Some(Voice { ssrc, index }) = &mut self.audio else { return };
         let fields = Outgoing {
             marker: false,
             has_padding: false,
@@ -139,6 +182,7 @@ impl Layer {
             }
             payload.resize(len.max(payload.len() + STAMP_LEN), 0x55);
             stamp(now, &mut payload);
+            self.octets += payload.len() as u64;
             left = left.saturating_sub(len);
             let fields = Outgoing {
                 marker: left == 0,
@@ -157,7 +201,8 @@ impl Layer {
     }
 }
 
-fn stamp(now: Instant, payload: &mut [u8]) {
+/// Writes the moment of sending to the end of a payload.
+pub fn stamp(now: Instant, payload: &mut [u8]) {
     let at = payload.len() - STAMP_LEN;
     payload[at..at + 4].copy_from_slice(STAMP);
     payload[at + 4..].copy_from_slice(&now.as_nanos().to_be_bytes());
@@ -184,7 +229,7 @@ mod tests {
         let (key, salt) = ([3; 16], [4; 12]);
         let sender = Sender::new(Profile::AeadAes128Gcm, &key, &salt).expect("keys");
         let mut receiver = Receiver::new(Profile::AeadAes128Gcm, &key, &salt).expect("keys");
-        let sending = Sending { audio: true, layers: 3, bitrate_bps: 1_500_000 };
+        let sending = Sending { audio: true, layers: 3, bitrate_bps: 1_500_000, frames_per_second: 30 };
         let (mut camera, mut out) = (Camera::new(at(0), sending, 7), Vec::new());
         for ms in 0..1_000 {
             camera.wake(at(ms), &sender, &mut out);

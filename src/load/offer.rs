@@ -85,8 +85,22 @@ impl Section {
 pub struct Remote {
     pub credentials: Credentials,
     pub fingerprint: Fingerprint,
-    /// Where it takes UDP.
-    pub address: Option<SocketAddr>,
+    pub candidates: Vec<Candidate>,
+}
+
+/// Where the server takes media (RFC 8839 §5.1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    pub is_tcp: bool,
+    pub address: SocketAddr,
+}
+
+impl Remote {
+    /// The nearest candidate of a transport: at the address that signalling has, before all others.
+    pub fn address(&self, is_tcp: bool, front: IpAddr) -> Option<SocketAddr> {
+        let fitting = self.candidates.iter().filter(|c| c.is_tcp == is_tcp).map(|c| c.address);
+        fitting.min_by_key(|a| (a.ip() != front, a.is_ipv6() != front.is_ipv6()))
+    }
 }
 
 pub fn read(answer: &str) -> Result<Remote, String> {
@@ -98,16 +112,18 @@ pub fn read(answer: &str) -> Result<Remote, String> {
     Ok(Remote {
         credentials: Credentials { ufrag: description.ufrag, pwd: description.pwd },
         fingerprint: description.fingerprint,
-        address: candidates.into_iter().min_by_key(|address| address.is_ipv6()),
+        candidates: candidates.collect(),
     })
 }
 
-/// The address of a UDP host candidate (RFC 8839 §5.1).
-fn candidate(line: &str) -> Option<SocketAddr> {
+/// A candidate for RTP; over TCP, one that waits for connections (RFC 6544 §4.5).
+pub fn candidate(line: &str) -> Option<Candidate> {
     let mut words = line.strip_prefix("candidate:")?.split_ascii_whitespace();
     let (_, component, transport, _) = (words.next()?, words.next()?, words.next()?, words.next()?);
     let (ip, port) = (words.next()?.parse::<IpAddr>().ok()?, words.next()?.parse().ok()?);
-    (component == "1" && transport.eq_ignore_ascii_case("udp")).then_some(SocketAddr::new(ip, port))
+    let is_tcp = transport.eq_ignore_ascii_case("tcp");
+    let is_usable = if is_tcp { line.contains("tcptype passive") } else { transport.eq_ignore_ascii_case("udp") };
+    (component == "1" && is_usable).then_some(Candidate { is_tcp, address: SocketAddr::new(ip, port) })
 }
 
 #[cfg(test)]
@@ -127,16 +143,18 @@ mod tests {
     }
 
     #[test]
-    fn candidates_over_udp_are_taken() {
+    fn candidates_are_taken() {
         let rows = [
-            ("candidate:1 1 udp 2130706431 192.0.2.1 443 typ host", Some("192.0.2.1:443")),
-            ("candidate:2 1 tcp 1518280447 192.0.2.1 443 typ host tcptype passive", None),
+            ("candidate:1 1 udp 2130706431 192.0.2.1 443 typ host", Some((false, "192.0.2.1:443"))),
+            ("candidate:2 1 tcp 1518280447 192.0.2.1 443 typ host tcptype passive", Some((true, "192.0.2.1:443"))),
+            ("candidate:2 1 tcp 1518280447 192.0.2.1 9 typ host tcptype active", None),
             ("candidate:3 2 udp 1 192.0.2.1 443 typ host", None),
-            ("candidate:4 1 UDP 1 2001:db8::1 7443 typ host generation 0", Some("[2001:db8::1]:7443")),
+            ("candidate:4 1 UDP 1 2001:db8::1 7443 typ host generation 0", Some((false, "[2001:db8::1]:7443"))),
             ("candidate:5 1 udp", None),
         ];
         for (line, want) in rows {
-            assert_eq!(candidate(line), want.map(|w| w.parse().expect("an address")), "{line}");
+            let want = want.map(|(is_tcp, address)| Candidate { is_tcp, address: address.parse().expect("an address") });
+            assert_eq!(candidate(line), want, "{line}");
         }
     }
 }

@@ -41,7 +41,7 @@ pub struct Peer {
     own_key: HmacSha1,
     identity: Identity,
     anchor: Anchor,
-    remote: Option<(Remote, SocketAddr, HmacSha1)>,
+    remote: Option<(Remote, HmacSha1)>,
     dtls: Option<Dtls>,
     keys: Option<(srtp::Receiver, srtp::Sender)>,
     is_live: bool,
@@ -76,17 +76,12 @@ impl Peer {
         &self.credentials
     }
 
-    /// Where the server is, once it has told.
-    pub fn server(&self) -> Option<SocketAddr> {
-        self.remote.as_ref().map(|(_, address, _)| *address)
-    }
-
-    /// The server has answered, and this is where it takes UDP. Later answers of the same transport change nothing.
-    pub fn connect(&mut self, now: Instant, remote: Remote, address: SocketAddr) {
+    /// Datagrams get to the server now. Later answers of the same transport change nothing.
+    pub fn connect(&mut self, now: Instant, remote: &Remote) {
         if self.remote.is_none() {
             let key = HmacSha1::new(remote.credentials.pwd.as_bytes());
             self.dtls = Some(Dtls::new(self.identity.clone(), self.anchor, dtls::Role::Client, remote.fingerprint.clone()));
-            self.remote = Some((remote, address, key));
+            self.remote = Some((remote.clone(), key));
             self.check_due = now;
         }
     }
@@ -110,7 +105,7 @@ impl Peer {
     }
 
     fn send_check(&mut self, now: Instant, out: &mut Vec<Vec<u8>>) {
-        let Some((remote, _, key)) = &self.remote else { return };
+        let Some((remote, key)) = &self.remote else { return };
         self.check_due = now + if self.is_answered { CONSENT_EVERY } else { CHECK_AGAIN };
         self.checks += 1;
         self.check.0[4..].copy_from_slice(&self.checks.to_be_bytes());
@@ -140,7 +135,7 @@ impl Peer {
     }
 
     fn handle_stun(&mut self, now: Instant, from: SocketAddr, datagram: &[u8], out: &mut Vec<Vec<u8>>) -> Incoming {
-        let (Ok(message), Some((_, _, key))) = (Message::decode(datagram), &self.remote) else { return Incoming::Refused };
+        let (Ok(message), Some((_, key))) = (Message::decode(datagram), &self.remote) else { return Incoming::Refused };
         let fits = |key: &HmacSha1| message.integrity().is_some_and(|i| key.verify(&[&i.header, i.rest], i.tag));
         match (message.method, message.class) {
             (Method::Binding, Class::Success) if message.transaction_id() == self.check && fits(key) => {
@@ -193,9 +188,16 @@ impl Peer {
         outcome
     }
 
-    /// Bytes that protection adds to a packet; `None` before there are keys.
+    /// Protects what is sent; `None` before there are keys.
     pub fn sender(&self) -> Option<&srtp::Sender> {
         self.keys.as_ref().map(|(_, sender)| sender).filter(|_| self.is_live)
+    }
+
+    /// Protects a compound of reports; `None` before there are keys.
+    pub fn protect_reports(&mut self, mut compound: Vec<u8>) -> Option<Vec<u8>> {
+        let (_, sender) = self.keys.as_mut().filter(|_| self.is_live)?;
+        sender.protect_rtcp(&mut compound);
+        Some(compound)
     }
 
     pub fn close(&mut self, out: &mut Vec<Vec<u8>>) {

@@ -1,6 +1,9 @@
 //! The signalling connection of one simulated participant: a task that joins and passes messages on, both ways.
 
-use super::Plan;
+use super::stream::{self, Stream, Target};
+use super::turn::Login;
+use super::way::Relay;
+use super::{Path, Plan};
 use crate::control::outbound;
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE;
@@ -10,21 +13,25 @@ use livekit_protocol::signal_request::Message as Up;
 use livekit_protocol::signal_response::Message as Down;
 use prost::Message as _;
 use rustls::pki_types::ServerName;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::tungstenite::{self, Message};
-use tokio_tungstenite::{WebSocketStream, client_async};
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(10);
 const PING_EVERY: Duration = Duration::from_secs(5);
+const SOCKET_BUFFER: usize = 4 * 1024;
 
 /// What a connection tells.
 pub enum News {
     Down(Box<Down>),
+    /// Relays that may be used.
+    Relays(Vec<Relay>),
     /// It is over, and why.
     Ended(String),
 }
@@ -34,7 +41,8 @@ pub enum News {
 pub struct Front {
     host: String,
     address: SocketAddr,
-    tls: Option<TlsConnector>,
+    is_secure: bool,
+    tls: TlsConnector,
 }
 
 impl Front {
@@ -55,8 +63,32 @@ impl Front {
             Some(address) => address,
             None => SocketAddr::new(outbound::look_up(&name).await?, port),
         };
-        let tls = if is_secure { Some(TlsConnector::from(outbound::trust(plan.authority.as_deref())?)) } else { None };
-        Ok(Self { host, address, tls })
+        let tls = TlsConnector::from(outbound::trust(plan.authority.as_deref())?);
+        Ok(Self { host, address, is_secure, tls })
+    }
+
+    /// A TURN server without a front, and the relay that it is.
+    pub async fn find_relay(
+        url: &str,
+        address: Option<SocketAddr>,
+        authority: Option<&std::path::Path>,
+        login: &Login,
+    ) -> Result<(Self, Relay), String> {
+        let Some((path, name, port)) = relay_url(url) else {
+            return Err(format!("{url}: write turn:host:port?transport=udp, turn:host:port?transport=tcp or turns:host:port"));
+        };
+        let address = match address {
+            Some(address) => address,
+            None => SocketAddr::new(outbound::look_up(name).await?, port),
+        };
+        let tls = TlsConnector::from(outbound::trust(authority)?);
+        let tls_name = (path == Path::TurnTls).then(|| name.to_owned());
+        let front = Self { host: name.to_owned(), address, is_secure: false, tls };
+        Ok((front, Relay { path, target: Target { address, tls_name }, login: login.clone() }))
+    }
+
+    pub fn ip(&self) -> IpAddr {
+        self.address.ip()
     }
 
     pub fn is_loopback(&self) -> bool {
@@ -65,8 +97,52 @@ impl Front {
 
     /// A name for the certificate.
     fn name(&self) -> &str {
-        self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name)
+        let name = self.host.rsplit_once(':').map_or(self.host.as_str(), |(name, _)| name);
+        name.trim_matches(['[', ']'])
     }
+
+    /// TLS over a connection, to whoever has a certificate for this name.
+    pub async fn secure(&self, tcp: TcpStream, name: &str) -> Result<TlsStream<TcpStream>, String> {
+        let server = ServerName::try_from(name.to_owned()).map_err(|e| format!("{name}: {e}"))?;
+        self.tls.connect(server, tcp).await.map_err(|e| format!("TLS to {name}: {e}"))
+    }
+
+    /// A relay of a list for clients (RFC 7065); `None` for what is none: `stun:`.
+    async fn relay(&self, url: &str, login: &Login) -> Result<Option<Relay>, String> {
+        let Some((path, name, port)) = relay_url(url) else { return Ok(None) };
+        // What is reached at another address by `--address` is reached there for relays as well.
+        let ip = if name == self.name() { self.address.ip() } else { outbound::look_up(name).await? };
+        let tls_name = (path == Path::TurnTls).then(|| name.to_owned());
+        Ok(Some(Relay { path, target: Target { address: SocketAddr::new(ip, port), tls_name }, login: login.clone() }))
+    }
+
+    async fn relays(&self, servers: &[proto::IceServer]) -> Result<Vec<Relay>, String> {
+        let mut relays = Vec::new();
+        for server in servers {
+            let login = Login { username: server.username.clone(), password: server.credential.clone() };
+            for url in &server.urls {
+                relays.extend(self.relay(url, &login).await?);
+            }
+        }
+        Ok(relays)
+    }
+}
+
+/// Transport, name and port of `turn:name:port?transport=…` or `turns:…`.
+pub fn relay_url(url: &str) -> Option<(Path, &str, u16)> {
+    let (scheme, rest) = url.split_once(':')?;
+    let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let (path, default_port) = match (scheme, query) {
+        ("turn", "transport=tcp") => (Path::TurnTcp, 3478),
+        ("turn", _) => (Path::TurnUdp, 3478),
+        ("turns", "" | "transport=tcp") => (Path::TurnTls, 5349),
+        _ => return None,
+    };
+    let (name, port) = match place.rsplit_once(':') {
+        Some((name, port)) if !port.ends_with(']') => (name, port.parse().ok()?),
+        _ => (place, default_port),
+    };
+    Some((path, name.trim_matches(['[', ']']), port))
 }
 
 /// Joins, and then carries messages until either side is through. Dropping `requests` says goodbye.
@@ -78,32 +154,24 @@ pub async fn converse(
     tell: impl Fn(News) + Send + 'static,
 ) {
     let why = match tokio::time::timeout(CONNECT_WITHIN, connect(&front, &token, &join)).await {
-        Ok(Ok(socket)) => carry(socket, &mut requests, &tell).await,
+        Ok(Ok(socket)) => carry(&front, socket, &mut requests, &tell).await,
         Ok(Err(error)) => error,
         Err(_) => format!("no answer within {} s", CONNECT_WITHIN.as_secs()),
     };
     tell(News::Ended(why));
 }
 
-trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
-
 type Socket = WebSocketStream<Box<dyn Stream>>;
 
 async fn connect(front: &Front, token: &str, join: &proto::JoinRequest) -> Result<Socket, String> {
-    let tcp = TcpStream::connect(front.address).await.map_err(|e| format!("{}: {e}", front.address))?;
-    let _ = tcp.set_nodelay(true);
-    let stream: Box<dyn Stream> = match &front.tls {
-        None => Box::new(tcp),
-        Some(connector) => {
-            let name = ServerName::try_from(front.name().to_owned()).map_err(|e| format!("{}: {e}", front.name()))?;
-            Box::new(connector.connect(name, tcp).await.map_err(|e| format!("TLS: {e}"))?)
-        }
-    };
+    let target = Target { address: front.address, tls_name: front.is_secure.then(|| front.name().to_owned()) };
+    let stream = stream::connect(front, &target).await?;
     let wrapped = proto::WrappedJoinRequest { join_request: join.encode_to_vec(), ..Default::default() };
-    let scheme = if front.tls.is_some() { "wss" } else { "ws" };
+    let scheme = if front.is_secure { "wss" } else { "ws" };
     let url = format!("{scheme}://{}/rtc/v1?access_token={token}&join_request={}", front.host, URL_SAFE.encode(wrapped.encode_to_vec()));
-    let (socket, _) = client_async(url, stream).await.map_err(|e| match e {
+    // The default is 128 KiB for each of thousands.
+    let config = WebSocketConfig::default().read_buffer_size(SOCKET_BUFFER).write_buffer_size(SOCKET_BUFFER);
+    let (socket, _) = client_async_with_config(url, stream, Some(config)).await.map_err(|e| match e {
         tungstenite::Error::Http(response) => {
             let said = response.body().as_deref().map(String::from_utf8_lossy).unwrap_or_default();
             format!("signalling: {} {said}", response.status())
@@ -114,13 +182,21 @@ async fn connect(front: &Front, token: &str, join: &proto::JoinRequest) -> Resul
 }
 
 /// Why it ended.
-async fn carry(mut socket: Socket, requests: &mut mpsc::UnboundedReceiver<Up>, tell: &impl Fn(News)) -> String {
+async fn carry(front: &Front, mut socket: Socket, requests: &mut mpsc::UnboundedReceiver<Up>, tell: &impl Fn(News)) -> String {
     let mut ping = tokio::time::interval(PING_EVERY);
     loop {
         tokio::select! {
             down = socket.next() => match down {
                 Some(Ok(Message::Binary(bytes))) => match proto::SignalResponse::decode(bytes) {
-                    Ok(proto::SignalResponse { message: Some(message) }) => tell(News::Down(Box::new(message))),
+                    Ok(proto::SignalResponse { message: Some(message) }) => {
+                        if let Down::Join(join) = &message {
+                            match front.relays(&join.ice_servers).await {
+                                Ok(relays) => tell(News::Relays(relays)),
+                                Err(error) => return format!("relays: {error}"),
+                            }
+                        }
+                        tell(News::Down(Box::new(message)));
+                    }
                     Ok(_) => {}
                     Err(error) => return format!("a message that does not decode: {error}"),
                 },
@@ -151,4 +227,25 @@ async fn carry(mut socket: Socket, requests: &mut mpsc::UnboundedReceiver<Up>, t
 async fn send(socket: &mut Socket, message: Up) -> Result<(), String> {
     let bytes = proto::SignalRequest { message: Some(message) }.encode_to_vec();
     socket.send(Message::Binary(bytes.into())).await.map_err(|e| format!("signalling: {e}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_of_relays() {
+        let rows = [
+            ("turn:meet.example.eu:3478?transport=udp", Some((Path::TurnUdp, "meet.example.eu", 3478))),
+            ("turn:192.0.2.1", Some((Path::TurnUdp, "192.0.2.1", 3478))),
+            ("turn:[2001:db8::1]:443?transport=tcp", Some((Path::TurnTcp, "2001:db8::1", 443))),
+            ("turns:meet.example.eu:443?transport=tcp", Some((Path::TurnTls, "meet.example.eu", 443))),
+            ("turns:[::1]", Some((Path::TurnTls, "::1", 5349))),
+            ("stun:meet.example.eu:3478", None),
+            ("turn:meet.example.eu:many", None),
+        ];
+        for (url, want) in rows {
+            assert_eq!(relay_url(url), want, "{url}");
+        }
+    }
 }

@@ -1,197 +1,284 @@
-//! The rooms that are simulated, who is in them, and the sockets: one turn after the other on one thread.
-//!
-//! On loopback all participants share a socket, each with a source address of its own out of 127.0.0.0/8; towards other hosts
-//! each has a socket, because a server tells clients apart by address and port.
+//! The rooms that are simulated and who is in them: one turn after the other on one thread.
 
-use super::Plan;
+use super::agenda::Agenda;
 use super::camera::Camera;
-use super::ear::{Ear, Spread, Sums};
-use super::offer::{self, AUDIO_CID, Local, Section, VIDEO_CID};
+use super::ear::{Ear, Sums};
+use super::offer::{self, AUDIO_CID, Local, Remote, Section, VIDEO_CID};
 use super::peer::{Incoming, Peer};
-use super::report::{Report, Usage};
+use super::report::{Report, Sample, Window};
 use super::signal::{self, Front, News};
-use crate::base::buf::Pool;
+use super::sockets::Sockets;
+use super::stream::{Bytes, Inlet};
+use super::turn::Told;
+use super::usage::Usage;
+use super::way::{Inbound, Outgoing, Relay, Source, Way};
+use super::{Path, Plan, Watch};
+use crate::base::rng::Rng;
 use crate::base::time::{Duration, Instant};
 use crate::control::auth::{Claims, Keys, VideoGrants};
 use crate::crypto::SecretRng;
 use crate::engine::dtls::Identity;
 use crate::engine::ice::Credentials;
 use crate::io::clock::Clock;
-use crate::io::udp::{self, Batch, Received, Transmit, UdpSocket};
+use crate::wire::demux::{self, DatagramKind};
 use livekit_protocol as proto;
 use livekit_protocol::signal_request::Message as Up;
 use livekit_protocol::signal_response::Message as Down;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::task::Poll;
+use std::collections::{BTreeMap, HashMap};
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
 use tokio::sync::mpsc;
 
 /// How often what is due is looked at.
-const TURN: Duration = Duration::from_millis(2);
+const TURN: Duration = Duration::from_millis(1);
 /// How long a participant may take until its media is connected.
 const JOIN_WITHIN: Duration = Duration::from_secs(30);
-const BUFFERS: usize = 1_024;
+/// Chunks that connections have read and nobody has looked at.
+const CHUNKS_MAX: usize = 4_096;
+/// Chunks that are looked at in one turn.
+const CHUNKS_A_TURN: usize = 256;
+/// Sources of receiver reports, apart from those of media.
+const REPORTS: u32 = 0x7000_0000;
 /// Reasons of failures that are told apart.
 const REASONS_MAX: usize = 20;
 
 struct Participant {
     room: u32,
     peer: Peer,
+    way: Way,
+    inbound: Inbound,
+    remote: Option<Remote>,
     sections: Vec<Section>,
     version: u32,
     requests: Option<mpsc::UnboundedSender<Up>>,
     camera: Option<Camera>,
     publishes: bool,
     ear: Ear,
-    source: IpAddr,
-    socket: usize,
     asked_at: Instant,
     is_live: bool,
     has_heard: bool,
 }
 
-/// A datagram, and the way it takes.
-struct Outgoing {
-    socket: usize,
-    server: SocketAddr,
-    source: IpAddr,
-    bytes: Vec<u8>,
-}
-
-impl Participant {
-    /// Its datagrams on their way to the server; none before that has told where it is.
-    fn address(&self, datagrams: Vec<Vec<u8>>) -> impl Iterator<Item = Outgoing> {
-        let (socket, source, server) = (self.socket, self.source, self.peer.server());
-        datagrams.into_iter().filter_map(move |bytes| Some(Outgoing { socket, server: server?, source, bytes }))
-    }
-}
-
 struct Room {
     ends_at: Option<Instant>,
     members: Vec<u64>,
+    asked: u32,
+    /// Of those who were asked in: not connected yet.
+    waiting: u32,
+}
+
+/// Figures at a moment.
+#[derive(Clone, Copy, Default)]
+struct Mark {
+    at: Instant,
+    sent: u64,
+    received: u64,
+    bytes: u64,
+    server: Option<Usage>,
+    own: Usage,
 }
 
 struct Stage<'a> {
     plan: &'a Plan,
     keys: &'a Keys,
+    watch: &'a Watch,
     clock: Clock,
+    began: Instant,
     front: Front,
     identity: Identity,
-    dice: SecretRng,
+    secrets: SecretRng,
+    dice: Rng,
     news: mpsc::UnboundedSender<(u64, News)>,
-    sockets: Vec<UdpSocket>,
-    shares_socket: bool,
-    participants: BTreeMap<u64, Participant>,
-    by_source: HashMap<(usize, IpAddr), u64>,
-    /// When each is due.
-    due: BTreeSet<(Instant, u64)>,
-    armed: HashMap<u64, Instant>,
+    inlet: Inlet,
+    sockets: Sockets,
+    participants: HashMap<u64, Participant>,
+    by_source: HashMap<Source, u64>,
+    agenda: Agenda,
     rooms: BTreeMap<u32, Room>,
     rooms_begun: u32,
     joined: u64,
+    sent: u64,
+    received: u64,
+    bytes: u64,
+    datagrams: Vec<Vec<u8>>,
     outgoing: Vec<Outgoing>,
     report: Report,
+    start: Mark,
+    /// Since everybody has come, until the first goes.
+    steady: Option<Mark>,
+    sampled: Mark,
 }
 
-pub async fn run(plan: &Plan, keys: &Keys, progress: &mut dyn FnMut(&str)) -> Result<Report, String> {
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+pub async fn run(plan: &Plan, keys: &Keys, watch: &Watch, progress: &mut dyn FnMut(&str)) -> Result<Report, String> {
     let clock = Clock::start();
     let front = Front::find(plan).await?;
     let (news_in, mut news) = mpsc::unbounded_channel();
-    let shares_socket = front.is_loopback();
-    let mut pool = Pool::new(BUFFERS);
-    let mut batch = Batch::new(&mut pool);
+    let (inlet, mut chunks) = mpsc::channel(CHUNKS_MAX);
+    let sockets = Sockets::new(front.is_loopback())?;
     let mut stage = Stage {
         plan,
         keys,
+        watch,
         clock,
+        began: clock.now().mono,
         front,
         identity: Identity::generate()?,
-        dice: SecretRng::system(),
+        secrets: SecretRng::system(),
+        dice: Rng::new(1),
         news: news_in,
-        sockets: Vec::new(),
-        shares_socket,
-        participants: BTreeMap::new(),
+        inlet,
+        sockets,
+        participants: HashMap::new(),
         by_source: HashMap::new(),
-        due: BTreeSet::new(),
-        armed: HashMap::new(),
+        agenda: Agenda::default(),
         rooms: BTreeMap::new(),
         rooms_begun: 0,
         joined: 0,
+        sent: 0,
+        received: 0,
+        bytes: 0,
+        datagrams: Vec::new(),
         outgoing: Vec::new(),
         report: Report::default(),
+        start: Mark::default(),
+        steady: None,
+        sampled: Mark::default(),
     };
-    if shares_socket {
-        stage.add_socket()?;
-    }
-    let before = Usage::of(plan.pid);
-    let began = clock.now().mono;
-    let (mut turn, mut told_at) = (tokio::time::interval(TURN), began);
+    stage.start = stage.mark(stage.began);
+    stage.sampled = stage.start;
+    let mut turn = tokio::time::interval(TURN);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
-    let mut received = Vec::new();
+    let mut some_chunks = Vec::new();
     loop {
         tokio::select! {
             biased;
             Some((id, news)) = news.recv() => stage.heard_of(id, news),
-            at = arrival(&stage.sockets, &mut batch, &mut pool, &mut received) => {
-                for Received { remote, local, mut buf } in received.drain(..) {
-                    stage.arrived(at, remote, local, &mut buf);
-                    pool.put(buf);
-                }
-            }
             _ = turn.tick() => stage.turn()?,
+            n = chunks.recv_many(&mut some_chunks, CHUNKS_A_TURN) => {
+                debug_assert!(n > 0, "the stage holds an inlet");
+                some_chunks.drain(..).for_each(|(id, bytes)| stage.carried(id, bytes));
+            }
+            () = stage.sockets.arrival() => stage.arrived(),
         }
-        stage.flush(&mut batch);
-        let now = clock.now().mono;
-        if now.since(told_at) >= Duration::from_secs(1) {
-            told_at = now;
-            progress(&stage.line(now.since(began)));
-        }
+        stage.flush();
+        stage.tell(progress);
         if stage.is_over() {
             break;
         }
     }
-    stage.report.took = clock.now().mono.since(began);
-    stage.report.usage = Usage::of(plan.pid).zip(before).map(|(after, before)| after.since(&before));
+    let now = stage.clock.now().mono;
+    let end = stage.mark(now);
+    stage.report.took = now.since(stage.began);
+    stage.report.whole = Some(stage.window(&stage.start, &end));
     Ok(stage.report)
 }
 
-/// Waits for datagrams on any socket; which one.
-async fn arrival(sockets: &[UdpSocket], batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> usize {
-    std::future::poll_fn(|cx| {
-        for (at, socket) in sockets.iter().enumerate() {
-            if socket.poll_recv(cx, batch, pool, out).is_ready() && !out.is_empty() {
-                return Poll::Ready(at);
-            }
-        }
-        Poll::Pending
-    })
-    .await
-}
-
 impl Stage<'_> {
-    fn add_socket(&mut self) -> Result<usize, String> {
-        let socket = udp::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).and_then(UdpSocket::register);
-        self.sockets.push(socket.map_err(|e| format!("a socket: {e}"))?);
-        Ok(self.sockets.len() - 1)
+    fn is_over(&self) -> bool {
+        let is_through = self.rooms_begun == self.plan.rooms.calls || self.watch.is_over();
+        is_through && self.rooms.is_empty() && self.participants.is_empty()
     }
 
-    fn is_over(&self) -> bool {
-        self.rooms_begun == self.plan.rooms.calls && self.rooms.is_empty() && self.participants.is_empty()
+    // ---- figures --------------------------------------------------------------------------------------------------
+
+    fn mark(&self, at: Instant) -> Mark {
+        let server = self.plan.pid.and_then(Usage::of);
+        Mark { at, sent: self.sent, received: self.received, bytes: self.bytes, server, own: Usage::own() }
     }
+
+    fn window(&self, from: &Mark, to: &Mark) -> Window {
+        Window {
+            took: to.at.since(from.at),
+            sent: to.sent - from.sent,
+            received: to.received - from.received,
+            bytes: to.bytes - from.bytes,
+            server: to.server.zip(from.server).map(|(to, from)| to.since(&from)),
+            own: to.own.since(&from.own),
+        }
+    }
+
+    /// Everybody has come: what is measured from here on is the steady state.
+    fn look_for_calm(&mut self, now: Instant) {
+        let all_came = self.rooms_begun >= self.plan.rooms.at_once && self.rooms.values().all(|r| r.ends_at.is_some());
+        if all_came && self.steady.is_none() && !self.report.is_disturbed {
+            let mark = self.mark(now);
+            self.report.joining = Some(self.window(&self.start, &mark));
+            self.report.latency = Default::default();
+            self.steady = Some(mark);
+        }
+    }
+
+    /// Somebody goes: the steady state is over.
+    fn disturb(&mut self, now: Instant) {
+        if let Some(from) = self.steady.take() {
+            let mark = self.mark(now);
+            self.report.steady = Some(self.window(&from, &mark));
+        }
+        self.report.is_disturbed = true;
+    }
+
+    /// Where it stands, each second.
+    fn tell(&mut self, progress: &mut dyn FnMut(&str)) {
+        self.watch.sent.store(self.sent, Ordering::Relaxed);
+        self.watch.received.store(self.received, Ordering::Relaxed);
+        let now = self.clock.now().mono;
+        if now.since(self.sampled.at) < Duration::from_secs(1) {
+            return;
+        }
+        let live = self.participants.values().filter(|p| p.is_live).count();
+        let mark = self.mark(now);
+        let window = self.window(&self.sampled, &mark);
+        let latency = std::mem::take(&mut self.report.latency_of_second);
+        let sums = self.participants.values().map(|p| p.ear.sums()).fold(self.report.heard, Sums::plus);
+        let seconds = window.took.as_secs_f64();
+        let sample = Sample {
+            at_s: now.since(self.began).as_secs_f64(),
+            participants: live as u64,
+            received_per_s: window.received as f64 / seconds,
+            bits_per_s: window.bytes as f64 * 8.0 / seconds,
+            lost: sums.lost,
+            p50_ms: latency.quantile(0.5).map(|d| d.as_secs_f64() * 1e3),
+            p99_ms: latency.quantile(0.99).map(|d| d.as_secs_f64() * 1e3),
+            server_cpu: window.server.map(|u| u.cpu_s / seconds),
+            server_memory: window.server.map(|u| u.memory_bytes),
+            own_cpu: window.own.cpu_s / seconds,
+        };
+        progress(&format!(
+            "{:>5.0} s  rooms {} of {}, participants {live}, joined {}, failed {}, {}",
+            sample.at_s,
+            self.rooms_begun,
+            self.plan.rooms.calls,
+            self.report.joins.count,
+            self.report.failures.values().sum::<u64>(),
+            sample.line(),
+        ));
+        self.report.samples.push(sample);
+        self.sampled = mark;
+        self.watch.live.store(live as u64, Ordering::Relaxed);
+        self.watch.failed.store(self.report.failures.values().sum(), Ordering::Relaxed);
+    }
+
+    // ---- who is there ---------------------------------------------------------------------------------------------
 
     /// Does what is due: rooms that begin and end, checks, media.
     fn turn(&mut self) -> Result<(), String> {
         let now = self.clock.now().mono;
+        if self.watch.is_over() {
+            self.disturb(now);
+            self.rooms.clear();
+            let everybody: Vec<u64> = self.participants.keys().copied().collect();
+            everybody.into_iter().for_each(|id| self.leave(id, None));
+            return Ok(());
+        }
         self.begin_rooms(now)?;
         let ended: Vec<u32> = self.rooms.iter().filter(|(_, r)| r.ends_at.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for room in ended {
+            self.disturb(now);
             let members = self.rooms.remove(&room).map(|r| r.members).unwrap_or_default();
             members.into_iter().for_each(|id| self.leave(id, None));
         }
-        while let Some(&(at, id)) = self.due.first().filter(|(at, _)| *at <= now) {
-            self.due.remove(&(at, id));
-            self.armed.remove(&id);
+        // Each once a turn, whatever it wants next.
+        for id in self.agenda.take(now) {
             self.wake(now, id);
         }
         Ok(())
@@ -201,41 +288,43 @@ impl Stage<'_> {
     fn begin_rooms(&mut self, now: Instant) -> Result<(), String> {
         let rooms = &self.plan.rooms;
         let size = rooms.publishers + rooms.subscribers;
-        let allowed = (rooms.joins_a_second * now.as_nanos() as f64 / 1e9) as u64 + u64::from(size);
-        loop {
-            let open = self.rooms.iter().find(|(_, r)| r.members.len() < size as usize && r.ends_at.is_none()).map(|(id, _)| *id);
-            if self.joined >= allowed {
-                return Ok(());
-            }
+        let allowed = (rooms.joins_a_second * now.since(self.began).as_secs_f64()) as u64 + 1;
+        while self.joined < allowed {
+            let open = self.rooms.iter().find(|(_, r)| r.asked < size).map(|(id, _)| *id);
             let room = match open {
                 Some(room) => room,
                 None if self.rooms_begun < rooms.calls && self.rooms.len() < rooms.at_once as usize => {
                     self.rooms_begun += 1;
-                    self.rooms.insert(self.rooms_begun, Room { ends_at: None, members: Vec::new() });
+                    self.rooms.insert(self.rooms_begun, Room { ends_at: None, members: Vec::new(), asked: 0, waiting: 0 });
                     self.rooms_begun
                 }
                 None => return Ok(()),
             };
             self.join(now, room)?;
-            if let Some(room) = self.rooms.get_mut(&room).filter(|r| r.members.len() == size as usize) {
-                room.ends_at = Some(now + self.plan.rooms.lasts);
-            }
         }
+        Ok(())
+    }
+
+    /// Paths take turns by their shares.
+    fn path(&self, id: u64) -> Path {
+        let all: u32 = self.plan.paths.iter().map(|(_, share)| share).sum();
+        let mut at = (id % u64::from(all.max(1))) as u32;
+        for (path, share) in &self.plan.paths {
+            if at < *share {
+                return *path;
+            }
+            at -= share;
+        }
+        Path::Udp
     }
 
     fn join(&mut self, now: Instant, room: u32) -> Result<(), String> {
         self.joined += 1;
         let id = self.joined;
-        let nth = self.rooms.get(&room).map_or(0, |r| r.members.len()) as u32;
+        let nth = self.rooms.get(&room).map_or(0, |r| r.asked);
         let publishes = nth < self.plan.rooms.publishers;
-        let (socket, source) = if self.shares_socket {
-            // 127.1.0.1 onwards, without the ends of each block.
-            let n = id % (250 * 250 * 250);
-            (0, IpAddr::from([127, 1 + (n / 62_500) as u8, 1 + (n / 250 % 250) as u8, 1 + (n % 250) as u8]))
-        } else {
-            (self.add_socket()?, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
-        };
-        let credentials = Credentials { ufrag: self.dice.ice_chars(8), pwd: self.dice.ice_chars(24) };
+        let source = self.sockets.take()?;
+        let credentials = Credentials { ufrag: self.secrets.ice_chars(8), pwd: self.secrets.ice_chars(24) };
         let peer = Peer::new(self.identity.clone(), self.clock.anchor(), credentials);
         let media = self.plan.media;
         let mut sections = Vec::new();
@@ -251,14 +340,15 @@ impl Stage<'_> {
         let mut participant = Participant {
             room,
             peer,
+            way: Way::new(self.path(id), source),
+            inbound: Inbound::default(),
+            remote: None,
             sections,
             version: 0,
             requests: Some(requests),
             camera: None,
             publishes,
             ear: Ear::default(),
-            source,
-            socket,
             asked_at: now,
             is_live: false,
             has_heard: false,
@@ -266,11 +356,12 @@ impl Stage<'_> {
         let request = self.request(&mut participant);
         let (token, news) = (self.token(room, nth)?, self.news.clone());
         tokio::spawn(signal::converse(self.front.clone(), token, request, queue, move |told| drop(news.send((id, told)))));
-        self.by_source.insert((socket, source), id);
+        self.by_source.insert(source, id);
         self.participants.insert(id, participant);
-        self.arm(id, now + JOIN_WITHIN);
+        self.agenda.arm(id, now + JOIN_WITHIN);
         if let Some(room) = self.rooms.get_mut(&room) {
             room.members.push(id);
+            (room.asked, room.waiting) = (room.asked + 1, room.waiting + 1);
         }
         Ok(())
     }
@@ -331,8 +422,13 @@ impl Stage<'_> {
         let now = self.clock.now().mono;
         match news {
             News::Ended(why) => self.leave(id, Some(why)),
+            News::Relays(relays) => self.may_relay(now, id, &relays),
             News::Down(message) => match *message {
-                Down::Answer(answer) => self.answered(now, id, &answer.sdp),
+                Down::Answer(answer) => match offer::read(&answer.sdp) {
+                    Ok(remote) => self.answered(now, id, remote),
+                    Err(error) => self.leave(id, Some(format!("the answer: {error}"))),
+                },
+                Down::Trickle(trickle) => self.trickled(now, id, &trickle.candidate_init),
                 Down::MediaSectionsRequirement(wanted) => self.more_sections(id, wanted.num_audios, wanted.num_videos),
                 Down::Leave(leave) => {
                     let reason = proto::DisconnectReason::try_from(leave.reason).unwrap_or_default();
@@ -343,18 +439,56 @@ impl Stage<'_> {
         }
     }
 
-    /// Servers have to tell their addresses with the answer: candidates that come later (trickle) are not looked at.
-    fn answered(&mut self, now: Instant, id: u64, sdp: &str) {
+    fn may_relay(&mut self, now: Instant, id: u64, relays: &[Relay]) {
         let Some(p) = self.participants.get_mut(&id) else { return };
-        match offer::read(sdp) {
-            Ok(remote) => {
-                if let Some(address) = remote.address {
-                    p.peer.connect(now, remote, address);
-                    self.rearm(id);
-                }
-            }
-            Err(error) => self.leave(id, Some(format!("the answer: {error}"))),
+        let path = p.way.path();
+        if matches!(path, Path::Udp | Path::Tcp) {
+            return;
         }
+        match relays.iter().find(|r| r.path == path) {
+            Some(relay) => p.way.allocate(now, id, relay, &self.front, &self.inlet),
+            None => return self.leave(id, Some(format!("the server names no relay for {}", path.name()))),
+        }
+        self.send_of(id);
+        self.rearm(id);
+    }
+
+    fn answered(&mut self, now: Instant, id: u64, remote: Remote) {
+        let Some(p) = self.participants.get_mut(&id) else { return };
+        match &mut p.remote {
+            // Candidates may have come before.
+            Some(known) => known.candidates.extend(remote.candidates),
+            None => p.remote = Some(remote),
+        }
+        self.reach(now, id);
+    }
+
+    /// A candidate that comes by itself (RFC 8838), as browsers write it in JSON.
+    fn trickled(&mut self, now: Instant, id: u64, init: &str) {
+        let Some(remote) = self.participants.get_mut(&id).and_then(|p| p.remote.as_mut()) else { return };
+        let line = serde_json::from_str::<serde_json::Value>(init).ok().and_then(|v| Some(v["candidate"].as_str()?.to_owned()));
+        remote.candidates.extend(line.as_deref().and_then(offer::candidate));
+        self.reach(now, id);
+    }
+
+    /// Takes the server's address, once it is known.
+    fn reach(&mut self, now: Instant, id: u64) {
+        let Some(p) = self.participants.get_mut(&id) else { return };
+        let address = p.remote.as_ref().and_then(|r| r.address(p.way.path() == Path::Tcp, self.front.ip()));
+        if let Some(address) = address {
+            p.way.reach(now, id, address, &self.front, &self.inlet);
+            self.connect(now, id);
+        }
+    }
+
+    /// Datagrams may get through by now: then checks begin.
+    fn connect(&mut self, now: Instant, id: u64) {
+        let Some(p) = self.participants.get_mut(&id) else { return };
+        if let (Some(remote), Some(_)) = (&p.remote, p.way.server()) {
+            p.peer.connect(now, remote);
+        }
+        self.send_of(id);
+        self.rearm(id);
     }
 
     fn more_sections(&mut self, id: u64, audios: u32, videos: u32) {
@@ -371,16 +505,16 @@ impl Stage<'_> {
     /// A participant goes: by itself, or because something failed.
     fn leave(&mut self, id: u64, failure: Option<String>) {
         let Some(mut p) = self.participants.remove(&id) else { return };
-        if let Some(at) = self.armed.remove(&id) {
-            self.due.remove(&(at, id));
-        }
-        self.by_source.remove(&(p.socket, p.source));
-        let mut out = Vec::new();
-        p.peer.close(&mut out);
-        self.outgoing.extend(p.address(out));
+        self.agenda.forget(id);
+        self.by_source.remove(&p.way.source());
+        p.peer.close(&mut self.datagrams);
+        p.way.send(&mut self.datagrams, &mut self.outgoing);
+        self.report.unsent += self.sockets.send(&self.outgoing) + p.way.unsent;
+        self.outgoing.clear();
+        self.sockets.give_back(p.way.source());
         // The task says goodbye when nobody holds the other end.
         p.requests = None;
-        self.report.left(p.camera.as_ref().map_or(0, |c| c.sent), &p.ear, self.plan, p.publishes, p.is_live);
+        self.report.left(&p.ear, self.plan, p.publishes, p.is_live);
         if let Some(why) = failure {
             let reasons = &mut self.report.failures;
             let key = if reasons.len() < REASONS_MAX || reasons.contains_key(&why) { why } else { "others".into() };
@@ -388,35 +522,116 @@ impl Stage<'_> {
         }
         if let Some(room) = self.rooms.get_mut(&p.room) {
             room.members.retain(|m| *m != id);
-            if room.members.is_empty() && room.ends_at.is_some() {
-                self.rooms.remove(&p.room);
-            }
+        }
+        if !p.is_live {
+            self.settle(p.room);
+        }
+        self.rooms.retain(|_, room| !room.members.is_empty() || room.ends_at.is_none());
+    }
+
+    /// One less is waited for in a room; its time runs from when the last has come.
+    fn settle(&mut self, room: u32) {
+        let now = self.clock.now().mono;
+        let size = self.plan.rooms.publishers + self.plan.rooms.subscribers;
+        let Some(room) = self.rooms.get_mut(&room) else { return };
+        room.waiting -= 1;
+        if room.waiting == 0 && room.asked == size {
+            room.ends_at = Some(now + self.plan.rooms.lasts);
+            self.look_for_calm(now);
         }
     }
 
     // ---- media ----------------------------------------------------------------------------------------------------
 
-    fn arrived(&mut self, socket: usize, remote: SocketAddr, local: IpAddr, datagram: &mut [u8]) {
+    /// Datagrams have come to the sockets.
+    fn arrived(&mut self) {
         let now = self.clock.now().mono;
-        let source = if self.shares_socket { local } else { IpAddr::V4(Ipv4Addr::UNSPECIFIED) };
-        let Some(&id) = self.by_source.get(&(socket, source)) else { return self.report.strays += 1 };
+        let mut received = self.sockets.received();
+        for (socket, received) in &mut received {
+            let source = self.sockets.source_of(*socket, received);
+            match self.by_source.get(&source) {
+                Some(&id) => self.take(now, id, received.remote, &mut received.buf),
+                None => self.report.strays += 1,
+            }
+        }
+        self.sockets.done(received);
+    }
+
+    /// A connection has something to tell.
+    fn carried(&mut self, id: u64, bytes: Bytes) {
+        let now = self.clock.now().mono;
         let Some(p) = self.participants.get_mut(&id) else { return };
-        let mut out = Vec::new();
-        match p.peer.handle(now, remote, datagram, &mut out) {
+        let bytes = match bytes {
+            Bytes::Opened => {
+                if p.way.opened(now) {
+                    return self.connect(now, id);
+                }
+                self.send_of(id);
+                return self.rearm(id);
+            }
+            Bytes::Closed(why) => return self.leave(id, Some(why)),
+            Bytes::Read(bytes) => bytes,
+        };
+        let Some(framing) = p.way.framing() else { return };
+        let from = p.way.server().unwrap_or(SocketAddr::new(self.front.ip(), 0));
+        // Taken out, so that the participant may be looked at while its bytes are.
+        let mut inbound = std::mem::take(&mut p.inbound);
+        inbound.push(&bytes);
+        loop {
+            match inbound.next(framing) {
+                Ok(Some(message)) => self.take(now, id, from, message),
+                Ok(None) => break,
+                Err(why) => return self.leave(id, Some(why)),
+            }
+        }
+        if let Some(p) = self.participants.get_mut(&id) {
+            p.inbound = inbound;
+        }
+    }
+
+    /// One message for a participant.
+    fn take(&mut self, now: Instant, id: u64, from: SocketAddr, message: &mut [u8]) {
+        let Some(p) = self.participants.get_mut(&id) else { return };
+        let datagram = match p.way.take(now, message) {
+            Told::Data(range) => &mut message[range],
+            Told::Refused(why) => return self.leave(id, Some(why)),
+            Told::Bound => return self.connect(now, id),
+            Told::Allocated | Told::Nothing => {
+                self.send_of(id);
+                return self.rearm(id);
+            }
+        };
+        let mut is_unlucky = || (self.dice.next_u64() as f64 / u64::MAX as f64) < self.plan.loss;
+        if self.plan.loss > 0.0 && demux::datagram(datagram) == DatagramKind::Rtp && is_unlucky() {
+            self.report.thrown_away += 1;
+            return;
+        }
+        match p.peer.handle(now, from, datagram, &mut self.datagrams) {
             Incoming::Media(header, payload, index) => {
                 if !std::mem::replace(&mut p.has_heard, true) {
                     self.report.first_media.add(now.since(p.asked_at));
                 }
-                p.ear.heard(now, &header, &datagram[payload], index);
+                self.received += 1;
+                self.bytes += payload.len() as u64;
+                if let Some(took) = p.ear.heard(now, &header, &datagram[payload], index) {
+                    self.report.latency.add(took);
+                    self.report.latency_of_second.add(took);
+                }
+                if p.ear.deadline() <= now {
+                    self.wake(now, id);
+                }
                 return;
             }
-            Incoming::Feedback(len) => p.camera.iter_mut().for_each(|camera| camera.feedback(&datagram[..len])),
+            Incoming::Feedback(len) => {
+                p.camera.iter_mut().for_each(|camera| camera.feedback(&datagram[..len]));
+                return p.ear.told(now, &datagram[..len]);
+            }
             Incoming::Live => self.went_live(now, id),
             Incoming::Other => {}
             Incoming::Refused => self.report.refused += 1,
             Incoming::Ended(why) => return self.leave(id, Some(why)),
         }
-        self.send_of(id, out);
+        self.send_of(id);
         self.rearm(id);
     }
 
@@ -427,6 +642,8 @@ impl Stage<'_> {
         if p.publishes && self.plan.media.tracks() > 0 {
             p.camera = Some(Camera::new(now, self.plan.media, id as u32));
         }
+        let room = p.room;
+        self.settle(room);
     }
 
     fn wake(&mut self, now: Instant, id: u64) {
@@ -434,34 +651,43 @@ impl Stage<'_> {
         if !p.is_live && now.since(p.asked_at) >= JOIN_WITHIN {
             return self.leave(id, Some(format!("media was not connected within {} s", JOIN_WITHIN.as_secs())));
         }
-        let mut out = Vec::new();
-        match p.peer.wake(now, &mut out) {
-            Incoming::Ended(why) => return self.leave(id, Some(why)),
-            Incoming::Live => self.went_live(now, id),
-            _ => {}
+        if p.way.deadline().is_some_and(|at| at <= now)
+            && let Told::Refused(why) = p.way.wake(now)
+        {
+            return self.leave(id, Some(why));
+        }
+        if p.peer.deadline().is_some_and(|at| at <= now) {
+            match p.peer.wake(now, &mut self.datagrams) {
+                Incoming::Ended(why) => return self.leave(id, Some(why)),
+                Incoming::Live => self.went_live(now, id),
+                _ => {}
+            }
         }
         let Some(p) = self.participants.get_mut(&id) else { return };
-        if let (Some(camera), Some(sender)) = (&mut p.camera, p.peer.sender()) {
-            camera.wake(now, sender, &mut out);
+        if let (Some(camera), Some(sender), false) = (&mut p.camera, p.peer.sender(), self.watch.is_paused()) {
+            let before = camera.sent;
+            camera.wake(now, sender, &mut self.datagrams);
+            self.sent += camera.sent - before;
         }
-        self.send_of(id, out);
+        let reports = [p.camera.as_mut().and_then(|c| c.report(now)), p.ear.wake(now, REPORTS | id as u32)];
+        for compound in reports.into_iter().flatten() {
+            self.datagrams.extend(p.peer.protect_reports(compound));
+        }
+        self.send_of(id);
         self.rearm(id);
     }
 
-    fn send_of(&mut self, id: u64, out: Vec<Vec<u8>>) {
-        if let Some(p) = self.participants.get(&id) {
-            self.outgoing.extend(p.address(out));
+    fn send_of(&mut self, id: u64) {
+        match self.participants.get_mut(&id) {
+            Some(p) => p.way.send(&mut self.datagrams, &mut self.outgoing),
+            None => self.datagrams.clear(),
         }
     }
 
-    fn flush(&mut self, batch: &mut Batch) {
-        let outgoing = std::mem::take(&mut self.outgoing);
-        for of_socket in outgoing.chunk_by(|a, b| a.socket == b.socket) {
-            let messages: Vec<Transmit<'_>> =
-                of_socket.iter().map(|o| Transmit { remote: o.server, local: o.source, bytes: &o.bytes, segment: None }).collect();
-            if let Some(socket) = of_socket.first().and_then(|o| self.sockets.get_mut(o.socket)) {
-                self.report.unsent += socket.send(batch, &messages) as u64;
-            }
+    fn flush(&mut self) {
+        if !self.outgoing.is_empty() {
+            self.report.unsent += self.sockets.send(&self.outgoing);
+            self.outgoing.clear();
         }
     }
 
@@ -469,35 +695,9 @@ impl Stage<'_> {
     fn rearm(&mut self, id: u64) {
         let Some(p) = self.participants.get(&id) else { return };
         let camera = p.camera.as_ref().map(Camera::deadline);
-        let join = (!p.is_live).then(|| p.asked_at + JOIN_WITHIN);
-        if let Some(at) = [p.peer.deadline(), camera, join].into_iter().flatten().min() {
-            self.arm(id, at);
+        let waiting = if p.is_live { p.ear.deadline() } else { p.asked_at + JOIN_WITHIN };
+        if let Some(at) = [p.peer.deadline(), p.way.deadline(), camera, Some(waiting)].into_iter().flatten().min() {
+            self.agenda.arm(id, at);
         }
-    }
-
-    fn arm(&mut self, id: u64, at: Instant) {
-        if let Some(before) = self.armed.insert(id, at) {
-            self.due.remove(&(before, id));
-        }
-        self.due.insert((at, id));
-    }
-
-    /// Where it stands, for whoever waits.
-    fn line(&self, elapsed: Duration) -> String {
-        let live = self.participants.values().filter(|p| p.is_live).count();
-        let now: Sums = self.participants.values().map(|p| p.ear.sums()).fold(self.report.heard, Sums::plus);
-        let mut latency = Spread::default();
-        self.participants.values().take(50).for_each(|p| latency.merge(&p.ear.latency));
-        let p99 = latency.quantile(0.99).map_or_else(|| "-".into(), |d| format!("{:.1} ms", d.as_secs_f64() * 1e3));
-        format!(
-            "{:>5} s  rooms {} of {}, participants {live}, joined {}, received {}, lost {}, failed {}, latency p99 {p99}",
-            elapsed.as_secs(),
-            self.rooms_begun,
-            self.plan.rooms.calls,
-            self.report.joins.count,
-            now.received,
-            now.lost,
-            self.report.failures.values().sum::<u64>(),
-        )
     }
 }
