@@ -1,0 +1,135 @@
+//! Rows of the TURN server alone.
+
+use super::Context;
+use super::floor::{Floor, Source, Work};
+use super::host::{anonymous_bytes, median, pin, until};
+use super::net::Place;
+use super::peers::Coturn;
+use super::rooms::{PAIRS, PAUSE, SETTLE, WINDOW};
+use super::server::{Process, SECRET, Server, TURN};
+use super::summary::Row;
+use postern::load::{Direction, Login, RelayPlan, RelayReport, TurnPeer, Watch, run_relay};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Payload of each packet, and of what the floor is fed with, bytes.
+const PAYLOAD: usize = 1_200;
+const ALLOCATIONS: u32 = 32;
+/// Packets a second: coturn's best rate without loss on the machine of the references.
+const RATE: f64 = 150_000.0;
+
+/// Users of a relay in a thread on core 1, who send nothing while they are not asked.
+struct Users {
+    watch: Arc<Watch>,
+    thread: JoinHandle<Result<RelayReport, String>>,
+}
+
+impl Users {
+    fn come(plan: RelayPlan) -> Result<Self, String> {
+        let watch = Arc::new(Watch::default());
+        watch.is_paused.store(true, Relaxed);
+        let (theirs, allocations) = (Arc::clone(&watch), u64::from(plan.allocations));
+        let within = Duration::from_secs_f64(30.0 + allocations as f64 / plan.allocations_a_second);
+        let thread = std::thread::spawn(move || {
+            pin(1)?;
+            run_relay(&plan, &theirs, &mut |_| {})
+        });
+        let users = Self { watch, thread };
+        let came = until(within, "every allocation is made", || {
+            users.watch.live.load(Relaxed) == allocations || users.watch.failed.load(Relaxed) > 0 || users.thread.is_finished()
+        });
+        let failed = users.watch.failed.load(Relaxed);
+        if let Err(why) = came.and_then(|()| if failed > 0 { Err(format!("{failed} allocations failed")) } else { Ok(()) }) {
+            return Err(format!("{why}: {:?}", users.leave().map(|r| r.failures)));
+        }
+        Ok(users)
+    }
+
+    fn us_per_packet(&self, process: &Process) -> f64 {
+        let received = || self.watch.received.load(Relaxed);
+        self.watch.is_paused.store(false, Relaxed);
+        std::thread::sleep(SETTLE);
+        let (cpu, before) = (process.cpu_s(), received());
+        std::thread::sleep(WINDOW);
+        let (cpu, packets) = (process.cpu_s() - cpu, received() - before);
+        self.watch.is_paused.store(true, Relaxed);
+        std::thread::sleep(PAUSE);
+        cpu * 1e6 / packets as f64
+    }
+
+    fn leave(self) -> Result<RelayReport, String> {
+        self.watch.is_over.store(true, Relaxed);
+        self.thread.join().map_err(|_| "the users' thread panicked".to_owned())?
+    }
+}
+
+fn plan(direction: Direction, run: u32) -> RelayPlan {
+    RelayPlan {
+        url: format!("turn:127.0.0.1:{TURN}?transport=udp"),
+        address: None,
+        authority: None,
+        login: Login::time_limited(SECRET),
+        allocations: ALLOCATIONS,
+        allocations_a_second: 1_000.0,
+        peer: TurnPeer::Own,
+        direction,
+        packets_a_second: RATE,
+        run,
+        payload_len: PAYLOAD,
+        lasts: Duration::from_secs(3_600),
+        pid: None,
+    }
+}
+
+/// Both ways, one by one and in runs, beside a loop that receives, cuts the header off and sends.
+pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
+    let place = Place::loopback();
+    let mut rows = Vec::new();
+    for (direction, way) in [(Direction::Up, "client to peer"), (Direction::Down, "peer to client")] {
+        for run in [1, 4] {
+            let every = Duration::from_secs_f64(f64::from(run * ALLOCATIONS) / RATE);
+            let source = Source { every, run: run as usize, len: PAYLOAD };
+            let server = Server::start(place.server, 1)?;
+            let users = Users::come(plan(direction, run))?;
+            let floor = Floor::start(&place, Work::Relay, vec![source; ALLOCATIONS as usize])?;
+            let pairs: Vec<(f64, f64)> = (0..PAIRS).map(|_| (users.us_per_packet(&server.process), floor.us_per_packet(WINDOW))).collect();
+            users.leave()?;
+            drop((floor, server));
+            let mut row =
+                Row::of_pairs(format!("UDP relay, {way}, {}", if run == 1 { "single" } else { "runs of 4" }), "us/packet", &pairs);
+            if context.with_peers {
+                let coturn = Coturn::start()?;
+                let users = Users::come(plan(direction, run))?;
+                row.peers.insert("coturn".into(), median((0..PAIRS).map(|_| users.us_per_packet(&coturn.process)).collect()));
+                users.leave()?;
+            }
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// Allocations whose peer is the SFU, which bind no socket.
+pub fn sfu_only_memory(_: &Context) -> Result<Vec<Row>, String> {
+    const MANY: u32 = 100_000;
+    let place = Place::loopback();
+    let server = Server::start(place.server, 1)?;
+    let before = anonymous_bytes(server.process.pid());
+    let cpu = server.process.cpu_s();
+    let idle = RelayPlan {
+        allocations: MANY,
+        allocations_a_second: 10_000.0,
+        peer: TurnPeer::At(server.media()),
+        direction: Direction::Idle,
+        ..plan(Direction::Idle, 1)
+    };
+    let users = Users::come(idle)?;
+    let (after, cpu) = (anonymous_bytes(server.process.pid()), server.process.cpu_s() - cpu);
+    users.leave()?;
+    Ok(vec![
+        Row::new("memory per SFU-only allocation", "bytes", (after - before) / f64::from(MANY)),
+        Row::new("Allocate and ChannelBind, with the challenge", "us", cpu * 1e6 / f64::from(MANY)),
+    ])
+}

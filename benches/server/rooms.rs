@@ -1,0 +1,414 @@
+//! Rows of the SFU: fan-out, calls through relays, joins, memory, latency.
+
+use super::Context;
+use super::floor::{Floor, Source, Work};
+use super::host::{anonymous_bytes, median, pin, thread_cpu_s, thread_id, until};
+use super::net::Place;
+use super::peers::LiveKit;
+use super::server::{SECRET, Server};
+use super::summary::Row;
+use postern::base::time::{Anchor, Instant as Moment};
+use postern::control::auth::Keys;
+use postern::engine::dtls::{Dtls, Effect, Identity, Role};
+use postern::load::{self, Path, Plan, Report, Rooms, Sending, Watch};
+use postern::wire::sdp::Fingerprint;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+/// Pairs of windows of each row: ours, then the floor.
+pub const PAIRS: usize = 5;
+pub const WINDOW: Duration = Duration::from_secs(1);
+/// Before a window, and behind it until what is under way has come.
+pub const SETTLE: Duration = Duration::from_millis(300);
+pub const PAUSE: Duration = Duration::from_millis(100);
+
+/// Payload of each picture's packets, and what RTP, its extensions and SRTP add.
+const PAYLOAD: u32 = 1_100;
+const AROUND: usize = 36;
+const AUDIO_PAYLOAD: usize = 100;
+/// Packets a second that a fan-out row aims at.
+const RATE: u32 = 120_000;
+
+/// Who comes, to whom.
+#[derive(Clone)]
+struct Cast {
+    rooms: u32,
+    publishers: u32,
+    subscribers: u32,
+    media: Sending,
+    path: Path,
+    joins_a_second: f64,
+}
+
+const SILENT: Sending = Sending { audio: false, layers: 0, bitrate_bps: 0, frames_per_second: 30 };
+
+impl Cast {
+    fn new(rooms: u32, publishers: u32, subscribers: u32, media: Sending) -> Self {
+        Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0 }
+    }
+
+    fn people(&self) -> u64 {
+        u64::from(self.rooms) * u64::from(self.publishers + self.subscribers)
+    }
+}
+
+/// Simulated participants in a thread on core 1, who send nothing while they are not asked.
+struct Crowd {
+    watch: Arc<Watch>,
+    thread: JoinHandle<Result<Report, String>>,
+}
+
+impl Crowd {
+    /// Comes, and is there when this returns.
+    fn come(place: &Place, url: String, authority: Option<std::path::PathBuf>, pid: u32, cast: &Cast) -> Result<Self, String> {
+        let plan = Plan {
+            url,
+            address: None,
+            authority,
+            rooms: Rooms {
+                calls: cast.rooms,
+                at_once: cast.rooms,
+                publishers: cast.publishers,
+                subscribers: cast.subscribers,
+                lasts: Duration::from_secs(3_600),
+                joins_a_second: cast.joins_a_second,
+                prefix: format!("bench-{}-", cast.path.name()),
+            },
+            media: cast.media,
+            paths: vec![(cast.path, 1)],
+            loss: 0.0,
+            pid: Some(pid),
+        };
+        let watch = Arc::new(Watch::default());
+        let (place, theirs) = (place.clone(), Arc::clone(&watch));
+        let thread = std::thread::spawn(move || {
+            pin(1)?;
+            place.enter_clients()?;
+            let keys = Keys::new(&BTreeMap::from([("devkey".to_owned(), SECRET.to_owned())]));
+            load::run(&plan, &keys, &theirs, &mut |_| {})
+        });
+        let crowd = Self { watch, thread };
+        let within = Duration::from_secs_f64(30.0 + cast.people() as f64 / cast.joins_a_second);
+        let came = until(within, "everybody is there", || {
+            crowd.watch.live.load(Relaxed) == cast.people() || crowd.watch.failed.load(Relaxed) > 0 || crowd.thread.is_finished()
+        });
+        let failed = crowd.watch.failed.load(Relaxed);
+        if let Err(why) = came.and_then(|()| if failed > 0 { Err(format!("{failed} did not get in")) } else { Ok(()) }) {
+            let report = crowd.leave();
+            return Err(format!("{why}: {:?}", report.map(|r| r.failures)));
+        }
+        // Streams begin: key frames, first reports.
+        std::thread::sleep(Duration::from_secs(1));
+        crowd.watch.is_paused.store(true, Relaxed);
+        Ok(crowd)
+    }
+
+    fn to(place: &Place, server: &Server, cast: &Cast) -> Result<Self, String> {
+        Self::come(place, server.url(), Some(server.authority.clone()), server.process.pid(), cast)
+    }
+
+    /// Lets the participants send for a while: processor time for each packet that `count` tells, us.
+    fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> f64 {
+        self.watch.is_paused.store(false, Relaxed);
+        std::thread::sleep(SETTLE);
+        let (cpu, before) = (cpu_s(), count());
+        std::thread::sleep(WINDOW);
+        let (cpu, packets) = (cpu_s() - cpu, count() - before);
+        self.watch.is_paused.store(true, Relaxed);
+        std::thread::sleep(PAUSE);
+        cpu * 1e6 / packets as f64
+    }
+
+    fn received(&self) -> u64 {
+        self.watch.received.load(Relaxed)
+    }
+
+    fn leave(self) -> Result<Report, String> {
+        self.watch.is_over.store(true, Relaxed);
+        self.thread.join().map_err(|_| "the participants' thread panicked".to_owned())?
+    }
+}
+
+/// Pictures of `run` packets, as often as fits the rate.
+fn pictures(hearers: u32, run: u32) -> (Sending, Source) {
+    let fps = (RATE / (hearers * run)).clamp(1, 250);
+    let media = Sending { audio: false, layers: 1, bitrate_bps: run * PAYLOAD * 8 * fps, frames_per_second: fps };
+    (media, Source { every: Duration::from_secs(1) / fps, run: run as usize, len: PAYLOAD as usize + AROUND })
+}
+
+fn fan_out_name(hearers: u32, run: u32) -> String {
+    let packets = if run == 1 { "single".to_owned() } else { format!("runs of {run}") };
+    format!("fan-out 1 to {hearers} {packets}")
+}
+
+pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
+    let place = Place::loopback();
+    let (media, source) = pictures(hearers, run);
+    let cast = Cast::new(1, 1, hearers, media);
+    let server = Server::start(place.server, 1)?;
+    let crowd = Crowd::to(&place, &server, &cast)?;
+    let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
+    let pairs: Vec<(f64, f64)> =
+        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), floor.us_per_packet(WINDOW))).collect();
+    let report = crowd.leave()?;
+    lossless(report.heard.lost, report.heard.received)?;
+    let mut row = Row::of_pairs(fan_out_name(hearers, run), "us/packet", &pairs);
+    drop((floor, server));
+    if context.with_peers {
+        let us = of_livekit(&place, &cast)?;
+        row.peers.insert("livekit".into(), us);
+    }
+    Ok(vec![row])
+}
+
+/// A figure is of no use when much of what it counts was lost on the way.
+fn lossless(lost: u64, received: u64) -> Result<(), String> {
+    if lost * 100 > received { Err(format!("{lost} of {received} packets were lost")) } else { Ok(()) }
+}
+
+fn of_livekit(place: &Place, cast: &Cast) -> Result<f64, String> {
+    let server = LiveKit::start()?;
+    let crowd = Crowd::come(place, server.url(), None, server.process.pid(), cast)?;
+    let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received())).collect();
+    crowd.leave()?;
+    Ok(median(windows))
+}
+
+/// The same with a device behind the server that drops everything: nobody pays for receiving. The participants go on blindly.
+pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
+    let place = Place::device()?;
+    let (media, source) = pictures(hearers, run);
+    let server = place.at_server(|| Server::start(place.server, 1))??;
+    let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, hearers, media))?;
+    let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
+    // The floor's sinks have told where they are by now.
+    floor.us_per_packet(PAUSE);
+    place.swing()?;
+    let sent = || place.at_server(|| server.counter("postern_datagrams_sent_total ")).unwrap_or(0);
+    let pairs: Vec<(f64, f64)> =
+        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), sent), floor.us_per_packet(WINDOW))).collect();
+    let heard = floor.received();
+    floor.us_per_packet(PAUSE);
+    if floor.received() > heard {
+        return Err("packets still arrive: the device does not drop them".into());
+    }
+    drop(server);
+    crowd.leave()?;
+    Ok(vec![Row::of_pairs(format!("{}, device", fan_out_name(hearers, run)), "us/packet", &pairs)])
+}
+
+pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
+    const PEOPLE: u32 = 50;
+    const FPS: u32 = 15;
+    const RUN: u32 = 3;
+    let place = Place::loopback();
+    let media = Sending { audio: true, layers: 3, bitrate_bps: RUN * PAYLOAD * 8 * FPS, frames_per_second: FPS };
+    let cast = Cast::new(1, PEOPLE, 0, media);
+    let server = Server::start(place.server, 1)?;
+    let crowd = Crowd::to(&place, &server, &cast)?;
+    let voice = Source { every: Duration::from_millis(20), run: 1, len: AUDIO_PAYLOAD + AROUND };
+    let picture = Source { every: Duration::from_secs(1) / FPS, run: RUN as usize, len: PAYLOAD as usize + AROUND };
+    let sources = (0..PEOPLE).flat_map(|_| [voice, picture]).collect();
+    let floor = Floor::start(&place, Work::FanOut { hearers: PEOPLE as usize - 1 }, sources)?;
+    let pairs: Vec<(f64, f64)> =
+        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), floor.us_per_packet(WINDOW))).collect();
+    let report = crowd.leave()?;
+    lossless(report.heard.lost, report.heard.received)?;
+    let mut row = Row::of_pairs("50 all to all, sound and simulcast", "us/packet", &pairs);
+    drop((floor, server));
+    if context.with_peers {
+        row.peers.insert("livekit".into(), of_livekit(&place, &cast)?);
+    }
+    Ok(vec![row])
+}
+
+/// Rooms with two who send and fifty who listen, over each way through TURN; the floor is the same room over UDP.
+pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
+    let place = Place::loopback();
+    let media = Sending { audio: true, layers: 1, bitrate_bps: 1_500_000, frames_per_second: 30 };
+    let direct_cast = Cast::new(4, 2, 50, media);
+    let server = Server::start(place.server, 1)?;
+    let direct = Crowd::to(&place, &server, &direct_cast)?;
+    let mut rows = Vec::new();
+    for path in [Path::TurnUdp, Path::TurnTcp, Path::TurnTls] {
+        let crowd = Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() })?;
+        let pairs: Vec<(f64, f64)> =
+            (0..PAIRS).map(|_| [&crowd, &direct].map(|c| c.us_per_packet(|| server.process.cpu_s(), || c.received())).into()).collect();
+        let report = crowd.leave()?;
+        lossless(report.heard.lost, report.heard.received)?;
+        rows.push(Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs));
+    }
+    direct.leave()?;
+    Ok(rows)
+}
+
+/// Joins in rooms of two, and the handshake that is a part of each. The floor is their public-key arithmetic.
+pub fn join(_: &Context) -> Result<Vec<Row>, String> {
+    let place = Place::loopback();
+    let cast = Cast { joins_a_second: 200.0, ..Cast::new(300, 2, 0, SILENT) };
+    let (mut joins, mut handshakes) = (Vec::new(), Vec::new());
+    for _ in 0..PAIRS {
+        let server = Server::start(place.server, 1)?;
+        let report = Crowd::to(&place, &server, &cast)?.leave()?;
+        let used = report.joining.and_then(|w| w.server).ok_or("no figures of joining")?;
+        let arithmetic = arithmetic_s();
+        // TLS: an agreement and a signature. DTLS: the same, and the client's certificate and signature are looked at.
+        joins.push((used.cpu_s * 1e3 / cast.people() as f64, 2e3 * (arithmetic.agree + arithmetic.sign) + 1e3 * arithmetic.verify));
+        handshakes.push((handshake_s()? * 1e3, 1e3 * (arithmetic.agree + arithmetic.sign + arithmetic.verify)));
+    }
+    Ok(vec![
+        Row::of_pairs("server processor time per join", "ms", &joins),
+        Row::of_pairs("server's half of a DTLS handshake", "ms", &handshakes),
+    ])
+}
+
+/// Processor time of one operation each, on P-256, s.
+struct Arithmetic {
+    agree: f64,
+    sign: f64,
+    verify: f64,
+}
+
+fn arithmetic_s() -> Arithmetic {
+    use aws_lc_rs::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey as Theirs, agree_ephemeral};
+    use aws_lc_rs::rand::SystemRandom;
+    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
+    const TIMES: u32 = 300;
+    let random = SystemRandom::new();
+    let timed = |f: &dyn Fn()| {
+        let before = thread_cpu_s(thread_id());
+        (0..TIMES).for_each(|_| f());
+        (thread_cpu_s(thread_id()) - before) / f64::from(TIMES)
+    };
+    let theirs = EphemeralPrivateKey::generate(&ECDH_P256, &random).and_then(|k| k.compute_public_key()).expect("a key");
+    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("a key");
+    let signature = pair.sign(&random, b"hello").expect("a signature");
+    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key().as_ref().to_vec());
+    Arithmetic {
+        agree: timed(&|| {
+            let ours = EphemeralPrivateKey::generate(&ECDH_P256, &random).expect("a key");
+            let _public = ours.compute_public_key().expect("a key");
+            agree_ephemeral(ours, Theirs::new(&ECDH_P256, theirs.as_ref()), (), |_| Ok(())).expect("agreed");
+        }),
+        sign: timed(&|| {
+            pair.sign(&random, b"hello").expect("a signature");
+        }),
+        verify: timed(&|| public.verify(b"hello", signature.as_ref()).expect("authentic")),
+    }
+}
+
+/// Processor time of the server's half of a handshake, over a wire that loses nothing.
+fn handshake_s() -> Result<f64, String> {
+    const TIMES: u32 = 50;
+    let anchor = Anchor::new(std::time::Instant::now());
+    let (ours, theirs) = (Identity::generate()?, Identity::generate()?);
+    let print = |of: &Identity| {
+        let digest = of.fingerprint().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok());
+        Fingerprint { hash: "sha-256".into(), digest: digest.collect() }
+    };
+    let mut spent = 0.0;
+    for _ in 0..TIMES {
+        let mut client = Dtls::new(theirs.clone(), anchor, Role::Client, print(&ours));
+        let mut server = Dtls::new(ours.clone(), anchor, Role::Server, print(&theirs));
+        let (mut up, mut down) = (Vec::new(), Vec::new());
+        client.start(Moment::from_millis(1), &mut up).map_err(|e| e.to_string())?;
+        let mut turns = 0;
+        while !(client.is_established() && server.is_established()) {
+            turns += 1;
+            if turns > 20 {
+                return Err("a handshake that does not end".into());
+            }
+            let at = Moment::from_millis(1 + turns);
+            for effect in up.drain(..) {
+                if let Effect::Send(bytes) = effect {
+                    let before = thread_cpu_s(thread_id());
+                    server.handle(at, &bytes, &mut down).map_err(|e| e.to_string())?;
+                    spent += thread_cpu_s(thread_id()) - before;
+                }
+            }
+            for effect in down.drain(..) {
+                if let Effect::Send(bytes) = effect {
+                    client.handle(at, &bytes, &mut up).map_err(|e| e.to_string())?;
+                }
+            }
+        }
+    }
+    Ok(spent / f64::from(TIMES))
+}
+
+/// Memory of a server for each of many who are there and do nothing.
+pub fn idle_memory(_: &Context) -> Result<Vec<Row>, String> {
+    let cast = Cast::new(100, 0, 20, SILENT);
+    Ok(vec![Row::new("memory per idle participant", "KiB", grown(&cast)? / 1_024.0 / cast.people() as f64)])
+}
+
+/// Memory that grows while a cast comes, bytes.
+fn grown(cast: &Cast) -> Result<f64, String> {
+    let place = Place::loopback();
+    let server = Server::start(place.server, 1)?;
+    let before = anonymous_bytes(server.process.pid());
+    let crowd = Crowd::to(&place, &server, cast)?;
+    crowd.watch.is_paused.store(false, Relaxed);
+    std::thread::sleep(WINDOW);
+    let after = anonymous_bytes(server.process.pid());
+    crowd.leave()?;
+    Ok(after - before)
+}
+
+/// What each subscription to a voice adds: twenty in a room who all speak, against twenty who do not.
+pub fn subscription_memory(_: &Context) -> Result<Vec<Row>, String> {
+    const ROOMS: u32 = 20;
+    const PEOPLE: u32 = 20;
+    let speaking = Sending { audio: true, ..SILENT };
+    let with = grown(&Cast::new(ROOMS, PEOPLE, 0, speaking))?;
+    let without = grown(&Cast::new(ROOMS, PEOPLE, 0, SILENT))?;
+    let subscriptions = f64::from(ROOMS * PEOPLE * (PEOPLE - 1));
+    Ok(vec![Row::new("memory per subscription to a voice", "KiB", (with - without) / 1_024.0 / subscriptions)])
+}
+
+/// One large room on two workers; the floor is the same room on one.
+pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
+    const HEARERS: u32 = 400;
+    let place = Place::loopback();
+    let (media, _) = pictures(HEARERS, 4);
+    let cast = Cast::new(1, 1, HEARERS, media);
+    let windows = |workers: usize| {
+        let server = Server::start(place.server, workers)?;
+        let crowd = Crowd::to(&place, &server, &cast)?;
+        let windows: Vec<f64> = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received())).collect();
+        crowd.leave()?;
+        Ok::<_, String>(windows)
+    };
+    let pairs: Vec<(f64, f64)> = windows(2)?.into_iter().zip(windows(1)?).collect();
+    Ok(vec![Row::of_pairs("1 to 400 on two workers, to one", "us/packet", &pairs)])
+}
+
+/// How long a packet takes at about half load; the floor sends the same number on and is measured by the same clock.
+pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
+    const HEARERS: u32 = 500;
+    const FPS: u32 = 250;
+    const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
+    let place = Place::loopback();
+    let media = Sending { audio: false, layers: 1, bitrate_bps: PAYLOAD * 8 * FPS, frames_per_second: FPS };
+    let source = Source { every: Duration::from_secs(1) / FPS, run: 1, len: PAYLOAD as usize + AROUND };
+    let server = Server::start(place.server, 1)?;
+    let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
+    let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
+    for _ in 0..3 {
+        floor.us_per_packet(WINDOW * 3);
+        let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
+        crowd.watch.is_paused.store(false, Relaxed);
+        std::thread::sleep(WINDOW * 4);
+        let report = crowd.leave()?;
+        lossless(report.heard.lost, report.heard.received)?;
+        for ((q, _), pairs) in QUANTILES.iter().zip(&mut pairs) {
+            let us = |spread: &postern::load::Spread| spread.quantile(*q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6);
+            pairs.push((us(&report.latency), us(&floor.latency())));
+        }
+    }
+    let rows = QUANTILES.iter().zip(&pairs);
+    Ok(rows.map(|((_, name), pairs)| Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", pairs)).collect())
+}
