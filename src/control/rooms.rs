@@ -19,6 +19,7 @@ mod permissions;
 mod placement;
 mod publishing;
 mod quality;
+mod sections;
 mod service;
 mod subscribing;
 
@@ -28,6 +29,7 @@ pub use one_shot::{Opened, Purpose, Restarted};
 pub use overview::Overview;
 pub use service::{Failure, Later, RoomService};
 
+use self::sections::Sections;
 use super::audit::Audit;
 use super::auth::{Claims, Keys};
 use super::metrics::Gauges;
@@ -197,21 +199,6 @@ pub(super) struct Transport {
     pub(super) remote_ufrag: String,
     /// Descriptions that we have written.
     pub(super) descriptions: u64,
-}
-
-/// Sections of a client's offers that it receives in.
-#[derive(Default)]
-pub(super) struct Sections {
-    /// Asked for since the last offer: audio, video.
-    pub(super) asked: (u32, u32),
-    /// Free ones of the last offer: audio, video.
-    pub(super) free: (u32, u32),
-    /// Those of the free video sections that can carry AV1 too.
-    pub(super) free_described: u32,
-    /// How often a section for AV1 was asked for in vain: a client that has none gets the track in any.
-    pub(super) described_asked: u8,
-    /// How many the last offer had; 0 before the first one.
-    pub(super) offered: usize,
 }
 
 /// How a participant is talked to.

@@ -110,8 +110,7 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> 
     };
     p.subscriptions.iter_mut().filter(|s| is_hopeless(s)).for_each(Subscription::fall_back);
     let hopeless = p.subscriptions.extract_if(.., |s| is_hopeless(s)).map(|s| s.sid).collect();
-    let is_slot = |s: &&Section| !s.is_rejected && s.direction.receives() && !s.direction.sends() && s.kind != Kind::Application;
-    let slots: Vec<&Section> = offer.sections.iter().filter(is_slot).collect();
+    let slots: Vec<&Section> = slots(offer).collect();
     for subscription in &mut p.subscriptions {
         if subscription.mid.as_ref().is_some_and(|mid| !slots.iter().any(|s| s.mid == *mid)) {
             subscription.mid = None;
@@ -151,6 +150,18 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> 
         }
     }
     hopeless
+}
+
+/// Sections of an offer that can carry a track to the client.
+fn slots(offer: &Description) -> impl Iterator<Item = &Section> {
+    let is_slot = |s: &&Section| !s.is_rejected && s.direction.receives() && !s.direction.sends() && s.kind != Kind::Application;
+    offer.sections.iter().filter(is_slot)
+}
+
+/// How many of them there are: audio, video.
+pub(super) fn slots_of(offer: &Description) -> (u32, u32) {
+    let count = |kind: Kind| slots(offer).filter(|s| s.kind == kind).count() as u32;
+    (count(Kind::Audio), count(Kind::Video))
 }
 
 /// AV1's layers cannot be put together without the dependency descriptor, and a browser's first, empty sections lack it.

@@ -350,7 +350,7 @@ impl Rooms {
         let Some((signal, host)) = participant.resuming.take() else { return };
         participant.signal = Some(signal);
         participant.signal_lost_at = None;
-        participant.sections.asked = (0, 0);
+        participant.sections.forget_requests();
         let reconnect = proto::ReconnectResponse {
             ice_servers: self.ice_servers(&host, session),
             client_configuration: self.client_configuration(session),

@@ -3,7 +3,7 @@
 
 use super::{Dialogue, Down, Participant, Rooms, Subscription, Transport, mono};
 use crate::base::id::{SessionId, TrackId};
-use crate::control::tracks::{assign_subscriptions, bind_published, subscribe, use_of, uses_of, want};
+use crate::control::tracks::{assign_subscriptions, bind_published, slots_of, subscribe, use_of, uses_of, want};
 use crate::session::negotiate::{self, Candidates, Local, Use};
 use crate::shard::mail::{Command, PathKind};
 use crate::wire::rtp::Codec;
@@ -132,8 +132,7 @@ impl Rooms {
         p.first.remote_ufrag.clone_from(&offer.ufrag);
         p.first.descriptions += 1;
         p.described_at.get_or_insert_with(mono);
-        p.sections.offered = offer.sections.len();
-        p.sections.asked = (0, 0);
+        p.sections.take(offer.sections.len(), slots_of(offer));
         let (published, unpublished) = bind_published(p, offer);
         let refused = if p.subscriber.is_none() { assign_subscriptions(p, offer) } else { Vec::new() };
         let uses = uses_of(p, offer);

@@ -7,7 +7,7 @@ use crate::control::tracks::{codec_of, kind_of, layers_of, stream_of, voice_of, 
 use crate::room::layers::TEMPORAL_ALL;
 use crate::shard::mail::Command;
 use crate::wire::rtp::Codec;
-use crate::wire::sdp::{Kind, SECTIONS_USED_MAX};
+use crate::wire::sdp::Kind;
 use livekit_protocol as proto;
 use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
@@ -199,25 +199,9 @@ impl Rooms {
     pub(super) fn ask_for_sections(&mut self, session: SessionId) {
         let Some(p) = self.participant(session) else { return };
         let waiting = |kind: Kind| p.subscriptions.iter().filter(|s| s.kind == kind && s.waits_for_section()).count() as u32;
-        let (audio, video) = (waiting(Kind::Audio), waiting(Kind::Video));
-        let sections = &mut p.sections;
-        if sections.offered == 0 || (audio, video) == (0, 0) {
-            return;
-        }
-        // Asked once for each track that waits; zeros ask to offer again with what is there.
-        if audio <= sections.asked.0 && video <= sections.asked.1 {
-            return;
-        }
-        let more = |waiting: u32, asked: u32, free: u32| waiting.saturating_sub(asked.max(free));
-        let num_audios = more(audio, sections.asked.0, sections.free.0);
+        let waiting = (waiting(Kind::Audio), waiting(Kind::Video));
         let waits_for_av1 = p.subscriptions.iter().any(|s| s.waits_for_section() && s.codec == Some(Codec::Av1));
-        let num_videos = more(video, sections.asked.1, if waits_for_av1 { sections.free_described } else { sections.free.1 });
-        sections.asked = (sections.asked.0.max(audio), sections.asked.1.max(video));
-        sections.described_asked = sections.described_asked.saturating_add(u8::from(waits_for_av1));
-        // What does not fit into one description waits until something goes.
-        let room = SECTIONS_USED_MAX.saturating_sub(sections.offered) as u32;
-        let num_audios = num_audios.min(room);
-        let num_videos = num_videos.min(room - num_audios);
+        let Some((num_audios, num_videos)) = p.sections.request(waiting, waits_for_av1) else { return };
         let requirement = proto::MediaSectionsRequirement { num_audios, num_videos };
         self.tell(session, Down::MediaSectionsRequirement(requirement));
     }
