@@ -133,13 +133,14 @@ fn runtime() -> Result<tokio::runtime::Runtime, String> {
 }
 
 fn socket(ip: IpAddr) -> Result<UdpSocket, String> {
-    udp::bind(SocketAddr::new(ip, 0)).and_then(UdpSocket::register).map_err(|e| format!("a socket at {ip}: {e}"))
+    udp::bind_anywhere(ip).and_then(UdpSocket::register).map_err(|e| format!("a socket at {ip}: {e}"))
 }
 
+/// AES-256, which sessions have: Chromium's DTLS 1.2 ends there.
 fn key(of: usize) -> AesGcm {
-    let mut key = [7; 16];
+    let mut key = [7; 32];
     key[..8].copy_from_slice(&(of as u64).to_be_bytes());
-    AesGcm::new(&key).expect("a key of 16 bytes")
+    AesGcm::new(&key).expect("a key of 32 bytes")
 }
 
 fn iv(header: &[u8]) -> [u8; 12] {

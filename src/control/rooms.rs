@@ -67,8 +67,8 @@ const SPOKEN_VERSION: &str = "1.13.0";
 
 /// Where commands for a worker go.
 pub type Mail = Arc<dyn Fn(WorkerId, Command) + Send + Sync>;
-/// What a client's connection writes.
-pub type Signal = mpsc::Sender<Down>;
+/// What a client's connection writes. Boxed: a queue has room for 32 at once, and most clients wait for nothing.
+pub type Signal = mpsc::Sender<Box<Down>>;
 
 /// What the control plane needs to know of the rest of the server.
 pub struct Surroundings {
@@ -394,7 +394,7 @@ impl Rooms {
     fn tell(&mut self, session: SessionId, message: Down) {
         let Some(p) = self.participant(session) else { return };
         if let Some(signal) = &p.signal
-            && let Err(mpsc::error::TrySendError::Full(_)) = signal.try_send(message)
+            && let Err(mpsc::error::TrySendError::Full(_)) = signal.try_send(Box::new(message))
         {
             tracing::warn!(session = session.0, "a client does not read its signalling; its connection is closed");
             p.signal = None;

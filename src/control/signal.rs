@@ -411,7 +411,7 @@ async fn converse(
     mut socket: WebSocket,
     session: crate::base::id::SessionId,
     signal: Signal,
-    mut queue: mpsc::Receiver<Down>,
+    mut queue: mpsc::Receiver<Box<Down>>,
 ) {
     let mut is_text = false;
     // The rooms hold the only other sender: when they let go, the queue ends.
@@ -424,8 +424,8 @@ async fn converse(
         tokio::select! {
             down = queue.recv() => {
                 let Some(message) = down else { break "the room let go" };
-                let is_leave = matches!(message, Down::Leave(_));
-                if !write(&mut socket, frame(message, is_text)).await {
+                let is_leave = matches!(*message, Down::Leave(_));
+                if !write(&mut socket, frame(*message, is_text)).await {
                     break "it does not take what is written";
                 }
                 if is_leave {

@@ -223,11 +223,8 @@ impl Worker {
                 Some(mail) => busy |= mail,
                 None => return Poll::Ready(()),
             }
-            busy |= self.time_turn();
-            busy |= self.effects_turn();
+            busy |= self.send_turn();
             busy |= self.outbox.retry();
-            self.write_turn();
-            self.flush();
             if busy {
                 continue;
             }
@@ -267,10 +264,7 @@ impl Worker {
             for (n, Received { remote, local, buf }) in received.drain(..).enumerate() {
                 if n > 0 && n % DATAGRAMS_MAX == 0 {
                     // Long runs came in: what they make is sent before it piles up.
-                    self.time_turn();
-                    self.effects_turn();
-                    self.write_turn();
-                    self.flush();
+                    self.send_turn();
                 }
                 let carrier = Carrier::Udp { socket: SocketId(at as u8), local, remote: ClientAddr(remote) };
                 self.shard.handle_datagram(now, carrier, buf);
@@ -448,6 +442,20 @@ impl Worker {
                 self.ready_now.push(id);
             }
             Err(_) => self.shard.stream_closed(now, id),
+        }
+    }
+
+    /// Sends what this turn has brought, piece by piece.
+    fn send_turn(&mut self) -> bool {
+        let mut busy = false;
+        loop {
+            busy |= self.time_turn();
+            busy |= self.effects_turn();
+            self.write_turn();
+            self.flush();
+            if !self.shard.is_behind() {
+                return busy;
+            }
         }
     }
 

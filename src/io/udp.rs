@@ -95,10 +95,20 @@ pub struct UdpSocket {
     unsegmented: Vec<IpAddr>,
 }
 
-/// A bound, non-blocking socket with all options set; not yet tied to a runtime.
+/// A bound, non-blocking socket with all options set, which shares its address with those of other workers; not yet tied to a
+/// runtime.
 pub fn bind(address: SocketAddr) -> io::Result<Socket> {
+    open(address, true)
+}
+
+/// The same at a port that nobody has. A socket that may share its port is given one of another's now and then.
+pub fn bind_anywhere(ip: IpAddr) -> io::Result<Socket> {
+    open(SocketAddr::new(ip, 0), false)
+}
+
+fn open(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
-    socket.set_reuse_port(true)?;
+    socket.set_reuse_port(shares_port)?;
     socket.set_nonblocking(true)?;
     let _ = socket.set_recv_buffer_size(SOCKET_BUFFER);
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);

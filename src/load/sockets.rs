@@ -62,7 +62,7 @@ impl Sockets {
     }
 
     fn add(&mut self) -> Result<usize, String> {
-        let socket = udp::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))).and_then(UdpSocket::register);
+        let socket = udp::bind_anywhere(IpAddr::V4(Ipv4Addr::UNSPECIFIED)).and_then(UdpSocket::register);
         let socket = Some(socket.map_err(|e| format!("a socket: {e}"))?);
         if let Some(at) = self.sockets.iter().position(Option::is_none) {
             self.sockets[at] = socket;

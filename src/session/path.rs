@@ -9,8 +9,8 @@
 
 use crate::base::id::{Carrier, PeerAddr};
 use crate::base::time::{Duration, Instant};
-use crate::wire::stun::{Class, Method, TransactionId, Writer, attr};
-use crate::wire::turn::channel_header;
+use crate::wire::stun::{Class, HEADER_LEN, Method, TransactionId, Writer, attr};
+use crate::wire::turn::{CHANNEL_HEADER_LEN, channel_header};
 use std::collections::VecDeque;
 
 /// What is put around a payload.
@@ -33,12 +33,13 @@ pub struct Route {
 pub const HEADER_MAX: usize = 20 + 24 + 4;
 
 impl Route {
-    /// Appends the header; returns where the payload begins. Lengths are filled in by [`Route::finish`].
-    pub fn open(&self, out: &mut Vec<u8>) -> usize {
+    /// Writes the header to the front of `out`, which has room for [`HEADER_MAX`]; its length. Lengths are filled in by
+    /// [`Route::finish`].
+    pub fn open(&self, out: &mut [u8]) -> usize {
         match self.dress {
-            Dress::Bare => {}
-            Dress::Rfc4571 => out.extend_from_slice(&[0; 2]),
-            Dress::Channel(_) => out.extend_from_slice(&[0; 4]),
+            Dress::Bare => 0,
+            Dress::Rfc4571 => 2,
+            Dress::Channel(_) => CHANNEL_HEADER_LEN,
             Dress::Indication(peer) => {
                 let mut header = Vec::with_capacity(HEADER_MAX);
                 // An indication has no answer, so its transaction id only has to be well-formed.
@@ -46,32 +47,38 @@ impl Route {
                 Writer::new(&mut header, Method::Data, Class::Indication, id)
                     .xor_address(attr::XOR_PEER_ADDRESS, peer.0)
                     .attribute(attr::DATA, &[]);
-                out.extend_from_slice(&header);
+                out[..header.len()].copy_from_slice(&header);
+                header.len()
             }
         }
-        out.len()
     }
 
-    /// Fills in the lengths of a message that began at `start` and whose payload began at `payload_at`; pads it.
-    pub fn finish(&self, out: &mut Vec<u8>, start: usize, payload_at: usize) {
-        let len = out.len() - payload_at;
-        let is_stream = matches!(self.carrier, Carrier::Stream(_));
-        match self.dress {
-            Dress::Bare => {}
-            Dress::Rfc4571 => out[start..payload_at].copy_from_slice(&(len as u16).to_be_bytes()),
-            Dress::Channel(number) => {
-                out[start..payload_at].copy_from_slice(&channel_header(number, len));
-                if is_stream {
-                    out.resize(payload_at + len.next_multiple_of(4), 0);
+    /// Fills in the lengths of a message whose payload of `len` bytes began at `payload_at`; pads it. The length of all.
+    pub fn finish(&self, out: &mut [u8], payload_at: usize, len: usize) -> usize {
+        let end = payload_at + len;
+        let padded = payload_at + len.next_multiple_of(4);
+        let total = match self.dress {
+            Dress::Bare | Dress::Rfc4571 => end,
+            Dress::Channel(_) => {
+                if matches!(self.carrier, Carrier::Stream(_)) {
+                    padded
+                } else {
+                    end
                 }
             }
+            Dress::Indication(_) => padded,
+        };
+        out[end..total].fill(0);
+        match self.dress {
+            Dress::Bare => {}
+            Dress::Rfc4571 => out[..payload_at].copy_from_slice(&(len as u16).to_be_bytes()),
+            Dress::Channel(number) => out[..payload_at].copy_from_slice(&channel_header(number, len)),
             Dress::Indication(_) => {
                 out[payload_at - 2..payload_at].copy_from_slice(&(len as u16).to_be_bytes());
-                out.resize(payload_at + len.next_multiple_of(4), 0);
-                let body = (out.len() - start - 20) as u16;
-                out[start + 2..start + 4].copy_from_slice(&body.to_be_bytes());
+                out[2..4].copy_from_slice(&((total - HEADER_LEN) as u16).to_be_bytes());
             }
         }
+        total
     }
 }
 
@@ -248,11 +255,13 @@ mod tests {
 
     fn dressed(carrier: Carrier, dress: Dress, payload: &[u8]) -> Vec<u8> {
         let route = Route { carrier, dress };
-        let mut out = vec![0xEE; 3];
+        // What is left from before must not shine through.
+        let mut out = vec![0xEE; HEADER_MAX + payload.len() + 4];
         let at = route.open(&mut out);
-        out.extend_from_slice(payload);
-        route.finish(&mut out, 3, at);
-        out.split_off(3)
+        out[at..at + payload.len()].copy_from_slice(payload);
+        let len = route.finish(&mut out, at, payload.len());
+        out.truncate(len);
+        out
     }
 
     const STREAM: Carrier = Carrier::Stream(StreamId(1));

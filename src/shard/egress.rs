@@ -1,7 +1,7 @@
 //! What leaves a shard in one turn: dressed datagrams in one arena, in order; frames for connections in their queues.
 
 use crate::base::id::{Carrier, ClientAddr, SocketId};
-use crate::session::path::Route;
+use crate::session::path::{HEADER_MAX, Route};
 use std::net::IpAddr;
 use std::ops::Range;
 
@@ -39,48 +39,66 @@ pub struct Run<'a> {
 const RUN_DATAGRAMS_MAX: usize = 64;
 const RUN_BYTES_MAX: usize = 65_000;
 
+/// Bytes that are written before they should leave: while they are in the cache, the kernel copies them at little cost.
+const FILL: usize = 256 * 1024;
+/// What a message may have around its payload.
+const AROUND_MAX: usize = HEADER_MAX + 4;
+
 /// Reused from turn to turn; grows to the largest turn and stays.
 #[derive(Default)]
 pub struct Egress {
+    /// Never shrinks: what lies behind `used` is left from before.
     arena: Vec<u8>,
+    used: usize,
     datagrams: Vec<Datagram>,
-    open: Option<(Route, usize, usize)>,
+    open: Option<Slot>,
+}
+
+/// A message that is being written, at `start` of the arena.
+struct Slot {
+    route: Route,
+    start: usize,
+    payload_at: usize,
 }
 
 impl Egress {
-    /// A place for a payload of at most `len` bytes behind its header. Follow with [`Egress::commit`] or start another.
+    /// A place for a payload of at most `len` bytes behind its header; what stands in it is of no meaning. Follow with
+    /// [`Egress::commit`] or start another.
     pub fn slot(&mut self, route: Route, len: usize) -> &mut [u8] {
         let start = self.abandon();
-        let payload_at = route.open(&mut self.arena);
-        self.arena.resize(payload_at + len, 0);
-        self.open = Some((route, start, payload_at));
-        &mut self.arena[payload_at..]
+        let end = start + AROUND_MAX + len;
+        if self.arena.len() < end {
+            self.arena.resize(end.next_power_of_two(), 0);
+        }
+        let payload_at = start + route.open(&mut self.arena[start..]);
+        self.open = Some(Slot { route, start, payload_at });
+        &mut self.arena[payload_at..payload_at + len]
     }
 
     /// The slot holds a payload of `len` bytes. For a connection: the finished frame, to be queued by the caller.
     pub fn commit(&mut self, len: usize) -> Option<&[u8]> {
-        let (route, start, payload_at) = self.open.take()?;
-        self.arena.truncate(payload_at + len);
-        route.finish(&mut self.arena, start, payload_at);
+        let Slot { route, start, payload_at } = self.open.take()?;
+        let end = start + route.finish(&mut self.arena[start..], payload_at - start, len);
         match route.carrier {
             Carrier::Udp { socket, local, remote } => {
-                self.datagrams.push(Datagram { socket, local, remote, start, end: self.arena.len() });
+                self.used = end;
+                self.datagrams.push(Datagram { socket, local, remote, start, end });
                 None
             }
-            Carrier::Stream(_) => {
-                // The frame stays until the next slot takes its place.
-                self.open = Some((route, start, payload_at));
-                Some(&self.arena[start..])
-            }
+            // The frame is not kept: the next slot takes its place.
+            Carrier::Stream(_) => Some(&self.arena[start..end]),
         }
     }
 
     /// Drops what was not committed; where the arena ends.
     pub fn abandon(&mut self) -> usize {
-        if let Some((_, start, _)) = self.open.take() {
-            self.arena.truncate(start);
-        }
-        self.arena.len()
+        self.open = None;
+        self.used
+    }
+
+    /// Enough is written for once: it should leave before more is.
+    pub fn is_full(&self) -> bool {
+        self.used >= FILL
     }
 
     pub fn datagrams(&self) -> &[Datagram] {
@@ -124,7 +142,7 @@ impl Egress {
     /// The turn is over: everything was handed to the kernel.
     pub fn clear(&mut self) {
         self.open = None;
-        self.arena.clear();
+        self.used = 0;
         self.datagrams.clear();
     }
 }

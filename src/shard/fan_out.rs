@@ -3,7 +3,8 @@
 //!
 //! ```text
 //! take_media     decrypted packets of the turn, in their buffers
-//! fan_out        room: who gets which -> sorted by hearer -> session writes into the egress -> store keeps them
+//! fan_out        room: who gets which -> sorted by hearer -> session writes into the egress -> store keeps them. A large turn
+//!                goes in pieces: when the egress is full, the driver sends and comes again
 //! resend         NACK -> session recalls the packet -> store -> session writes it again
 //! ```
 
@@ -16,7 +17,7 @@ use crate::base::time::Now;
 use crate::room::layers::Verdict;
 use crate::room::{Routed, Word};
 use crate::session::path::{Cargo, Lag, Thinned};
-use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage, Session};
+use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
 use crate::wire::rtp::Codec;
 
 /// Packets of a turn before it is cut short.
@@ -36,6 +37,8 @@ const EARLY_DEMANDS_MAX: usize = 1024;
 pub struct FanOut {
     packets: Vec<Packet>,
     deliveries: Vec<Delivery>,
+    /// Deliveries that are done; `None` before it is known who gets what.
+    done: Option<usize>,
     routed: Routed,
 }
 
@@ -61,7 +64,7 @@ impl Shard {
     pub(super) fn take_media(&mut self, now: Now, publisher: SessionId, media: Media, buf: PacketBuf) {
         // What it brought along is gone with it.
         self.at_work = Some(publisher);
-        let recovered = self.sessions.get_mut(&publisher).map(Session::take_recovered).unwrap_or_default();
+        let recovered = self.sessions.get_mut(&publisher).map(|s| s.take_recovered()).unwrap_or_default();
         if self.silenced.contains(&media.track) {
             self.counters.count(Counter::DropSilenced);
             return self.pool.put(buf);
@@ -96,25 +99,40 @@ impl Shard {
 
     /// A packet of a publisher here or, over a ring, on another worker.
     pub(super) fn take_packet(&mut self, now: Now, room: RoomId, publisher: SessionId, media: Media, buf: PacketBuf) {
-        self.fan_out.packets.push(Packet { room, publisher, media, buf, is_kept: false });
-        if self.fan_out.packets.len() >= TURN_MAX {
+        // Whoever drives this shard comes again before it brings more; one that does not gets no piece twice for that.
+        while self.is_behind() || self.fan_out.packets.len() >= TURN_MAX {
             self.fan_out(now);
         }
+        self.fan_out.packets.push(Packet { room, publisher, media, buf, is_kept: false });
     }
 
-    /// Gives the packets of this turn to their hearers and keeps them for those who will miss them.
+    /// A part of this turn waits until what is written has left.
+    pub fn is_behind(&self) -> bool {
+        self.fan_out.done.is_some()
+    }
+
+    /// Gives the packets of this turn to their hearers, as far as the egress takes them, and keeps them for those who will miss them.
     pub(super) fn fan_out(&mut self, now: Now) {
         if self.fan_out.packets.is_empty() {
             return;
         }
         let mut turn = std::mem::take(&mut self.fan_out);
-        for (at, packet) in turn.packets.iter_mut().enumerate() {
-            self.at_work = Some(packet.publisher);
-            packet.is_kept = self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
-        }
-        turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
-        for hearers in turn.deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
+        let mut done = turn.done.take().unwrap_or_else(|| {
+            for (at, packet) in turn.packets.iter_mut().enumerate() {
+                self.at_work = Some(packet.publisher);
+                packet.is_kept = self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
+            }
+            turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
+            0
+        });
+        while let Some(hearers) = turn.deliveries[done..].chunk_by(|a, b| a.hearer == b.hearer).next() {
+            done += hearers.len();
             self.guarded(|shard| shard.deliver(now, hearers, &turn.packets));
+            if self.egress.is_full() && done < turn.deliveries.len() {
+                turn.done = Some(done);
+                self.fan_out = turn;
+                return;
+            }
         }
         turn.deliveries.clear();
         for Packet { media, buf, is_kept, .. } in turn.packets.drain(..) {

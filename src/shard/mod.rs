@@ -78,7 +78,8 @@ pub struct Shard {
     table: Table,
     timers: Timers,
     turn: Turn,
-    sessions: HashMap<SessionId, Session>,
+    /// Boxed: a map that grows moves what is in it.
+    sessions: HashMap<SessionId, Box<Session>>,
     /// Room and our own half of the ICE credentials of each session.
     places: HashMap<SessionId, Place>,
     rooms: BTreeMap<RoomId, Room>,
@@ -776,7 +777,8 @@ impl Shard {
 
     // ---- time -----------------------------------------------------------------------------------------------------
 
-    /// Does everything that is due, and gives what this turn brought to its hearers.
+    /// Does everything that is due, and gives what this turn brought to its hearers: again, as long as [`Shard::is_behind`], once
+    /// what was written has left.
     pub fn wake(&mut self, now: Now) {
         self.guarded(|shard| {
             shard.fan_out(now);

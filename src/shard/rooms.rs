@@ -30,7 +30,7 @@ impl Shard {
                 if opens_channels {
                     transport.open_channels();
                 }
-                self.sessions.insert(session, transport);
+                self.sessions.insert(session, Box::new(transport));
                 self.table.add_ufrag(&credentials.ufrag, session);
                 self.places.insert(
                     session,

@@ -424,6 +424,7 @@ impl World {
             for worker in 0..self.shards.len() {
                 let now = self.time();
                 self.shards[worker].wake(now);
+                busy |= self.shards[worker].is_behind();
                 for effect in self.shards[worker].take_effects() {
                     busy = true;
                     self.carry_out(WorkerId(worker as u8), effect);

@@ -16,13 +16,13 @@ struct Lab {
 /// One client: its session and what it was told.
 struct Client {
     session: SessionId,
-    queue: mpsc::Receiver<Down>,
+    queue: mpsc::Receiver<Box<Down>>,
     signal: Signal,
 }
 
 impl Client {
     fn told(&mut self) -> Vec<Down> {
-        std::iter::from_fn(|| self.queue.try_recv().ok()).collect()
+        std::iter::from_fn(|| self.queue.try_recv().ok()).map(|message| *message).collect()
     }
 
     /// The kinds of what it was told, in order.
