@@ -48,6 +48,12 @@ impl<E, const WORDS: usize> Default for Renumber<E, WORDS> {
 }
 
 impl<E, const WORDS: usize> Renumber<E, WORDS> {
+    /// Reads what the next packet needs, so that it lies in the cache by then. The value means nothing.
+    pub fn warm(&self) -> u64 {
+        let word = self.end as usize / 64 % WORDS;
+        self.end ^ self.dropped[word] ^ self.dropped_total ^ self.epochs.back().map_or(0, |e| e.first_in)
+    }
+
     const WINDOW: u64 = WORDS as u64 * 64;
 
     /// What comes next is another source; its numbers begin with `first_in`.

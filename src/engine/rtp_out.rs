@@ -168,6 +168,12 @@ impl RtpOut {
         self.ssrc
     }
 
+    /// Reads what the next packet needs, so that it lies in the cache by then. The value means nothing.
+    pub fn warm(&self) -> u64 {
+        let last = self.last.as_ref().map_or(0, |last| last.index ^ u64::from(last.tl0_pic_idx));
+        self.numbers.warm() ^ self.pictures.warm() ^ last ^ self.filled.len() as u64 ^ u64::from(self.octets)
+    }
+
     pub fn rtx_ssrc(&self) -> u32 {
         self.rtx_ssrc
     }

@@ -321,6 +321,15 @@ impl Sender {
         self.profile.rtp_overhead()
     }
 
+    /// Reads what the next packet needs, as far as it is ours to read, so that it lies in the cache by then. The value means nothing.
+    pub fn warm(&self) -> u64 {
+        let salt = match &self.rtp {
+            Cipher::Gcm { salt, .. } => salt[0],
+            Cipher::CmSha1 { salt, .. } => salt[0],
+        };
+        self.profile as u64 ^ u64::from(salt)
+    }
+
     /// Encrypts in place. `packet` ends with [`Sender::rtp_overhead`] bytes of room for the tag; `index` is the
     /// extended sequence number of this SSRC, never used twice; the packet's header carries its low 16 bits.
     pub fn protect_rtp(&self, packet: &mut [u8], header_len: usize, ssrc: u32, index: u64) {

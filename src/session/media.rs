@@ -556,6 +556,17 @@ impl Session {
         thinned
     }
 
+    /// Reads what [`Session::forward`] will need, so that it lies in the cache by then. The value means nothing.
+    pub fn warm(&self, track: TrackId) -> u64 {
+        let outgoing = self.outgoing.iter().find(|o| o.plan.track == track);
+        let of_stream = outgoing.map_or(0, |o| {
+            let format = o.plan.formats.first().map_or(0, |f| u64::from(f.payload_type));
+            o.stream.warm() ^ format ^ u64::from(o.plan.is_numbered()) ^ u64::from(o.layer.is_some())
+        });
+        let keys = self.keys.as_ref().map_or(0, |(_, sender)| sender.warm());
+        of_stream ^ keys ^ self.credit as u64 ^ self.meter.down.bytes ^ u64::from(self.path().is_some())
+    }
+
     /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `padded_to` is the payload
     /// length that makes it as long as its neighbours.
     pub fn forward(

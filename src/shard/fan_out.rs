@@ -26,6 +26,8 @@ const TURN_MAX: usize = 256;
 const PADDING_MAX: usize = 3;
 /// Packets that are looked at for that: a run that is longer carries its length on.
 const LOOK_AHEAD: usize = 8;
+/// Hearers whose state is fetched ahead.
+const AHEAD: usize = 8;
 /// Packets that a hearer is given from the store when its stream starts with a late one.
 const CATCH_UP_MAX: u64 = 256;
 
@@ -125,7 +127,11 @@ impl Shard {
             turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
             0
         });
+        let mut warmed = done;
         while let Some(hearers) = turn.deliveries[done..].chunk_by(|a, b| a.hearer == b.hearer).next() {
+            if warmed <= done {
+                warmed = done + self.warm(&turn.deliveries[done..], &turn.packets);
+            }
             done += hearers.len();
             self.guarded(|shard| shard.deliver(now, hearers, &turn.packets));
             if self.egress.is_full() && done < turn.deliveries.len() {
@@ -142,6 +148,18 @@ impl Shard {
             self.pool.put(buf);
         }
         self.fan_out = turn;
+    }
+
+    /// Fetches what the next hearers need: many lines of a cache come in the time of one when none waits for the one before.
+    /// So many deliveries are theirs.
+    fn warm(&self, deliveries: &[Delivery], packets: &[Packet]) -> usize {
+        let mut count = 0;
+        for hearer in deliveries.chunk_by(|a, b| a.hearer == b.hearer).take(AHEAD) {
+            count += hearer.len();
+            let first = &hearer[0];
+            std::hint::black_box(self.sessions.get(&first.hearer).map(|s| s.warm(packets[first.at].media.track)));
+        }
+        count
     }
 
     /// Who gets a packet; what follows from it for its publisher. Whether somebody may miss it.
