@@ -13,7 +13,7 @@ GO_SERVERS := $(if $(shell command -v go 2>/dev/null),target/pebble/pebble)
 # Packs a built binary as a Debian package.
 CARGO_DEB := target/tools/bin/cargo-deb
 
-.PHONY: run test check deps dist web e2e e2e-deps scenarios soak compare
+.PHONY: run test check deps dist web e2e e2e-deps scenarios soak compare bench bench-peers
 
 ## The server with the demo page, without a config.
 run: web
@@ -54,6 +54,15 @@ scenarios: e2e-deps web
 ## A day of calls in some minutes: ten thousand short ones while settings and certificates change.
 soak:
 	POSTERN_SOAK_CALLS=10000 cargo test --features sim --test operations short_calls -- --nocapture
+
+## What the server costs, row by row, each beside its floor: target/bench/summary.json. Ten minutes on a quiet machine, as root.
+bench:
+	cargo bench --bench server
+
+## The same with coturn and LiveKit's server (where there is Go) under the same load.
+bench-peers: $(if $(shell command -v go 2>/dev/null),target/livekit/server)
+	@command -v turnserver >/dev/null || { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends coturn; }
+	cargo bench --bench server -- --peers
 
 ## The same session against LiveKit's server and ours: what differs stands in docs/livekit.md. Needs Go 1.25.
 compare: e2e-deps web target/livekit/server

@@ -47,7 +47,8 @@ impl Users {
         Ok(users)
     }
 
-    fn us_per_packet(&self, process: &Process) -> f64 {
+    /// An error when nothing comes through.
+    fn us_per_packet(&self, process: &Process) -> Result<f64, String> {
         let received = || self.watch.received.load(Relaxed);
         self.watch.is_paused.store(false, Relaxed);
         std::thread::sleep(SETTLE);
@@ -56,7 +57,7 @@ impl Users {
         let (cpu, packets) = (process.cpu_s() - cpu, received() - before);
         self.watch.is_paused.store(true, Relaxed);
         std::thread::sleep(PAUSE);
-        cpu * 1e6 / packets as f64
+        if packets == 0 { Err("nothing comes through the relay".into()) } else { Ok(cpu * 1e6 / packets as f64) }
     }
 
     fn leave(self) -> Result<RelayReport, String> {
@@ -94,15 +95,18 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
             let server = Server::start(place.server, 1)?;
             let users = Users::come(plan(direction, run))?;
             let floor = Floor::start(&place, Work::Relay, vec![source; ALLOCATIONS as usize])?;
-            let pairs: Vec<(f64, f64)> = (0..PAIRS).map(|_| (users.us_per_packet(&server.process), floor.us_per_packet(WINDOW))).collect();
+            let pair = |_| Ok((users.us_per_packet(&server.process)?, floor.us_per_packet(WINDOW)));
+            let pairs = (0..PAIRS).map(pair).collect::<Result<Vec<(f64, f64)>, String>>();
             users.leave()?;
+            let pairs = pairs?;
             drop((floor, server));
             let mut row =
                 Row::of_pairs(format!("UDP relay, {way}, {}", if run == 1 { "single" } else { "runs of 4" }), "us/packet", &pairs);
             if context.with_peers {
                 let coturn = Coturn::start()?;
                 let users = Users::come(plan(direction, run))?;
-                row.peers.insert("coturn".into(), median((0..PAIRS).map(|_| users.us_per_packet(&coturn.process)).collect()));
+                let windows = (0..PAIRS).map(|_| users.us_per_packet(&coturn.process)).collect::<Result<_, String>>()?;
+                row.peers.insert("coturn".into(), median(windows));
                 users.leave()?;
             }
             rows.push(row);

@@ -47,13 +47,14 @@ struct Cast {
     media: Sending,
     path: Path,
     joins_a_second: f64,
+    settles: Duration,
 }
 
 const SILENT: Sending = Sending { audio: false, layers: 0, bitrate_bps: 0, frames_per_second: 30 };
 
 impl Cast {
     fn new(rooms: u32, publishers: u32, subscribers: u32, media: Sending) -> Self {
-        Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0 }
+        Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0, settles: Duration::ZERO }
     }
 
     fn people(&self) -> u64 {
@@ -80,6 +81,7 @@ impl Crowd {
                 publishers: cast.publishers,
                 subscribers: cast.subscribers,
                 lasts: Duration::from_secs(3_600),
+                settles: cast.settles,
                 joins_a_second: cast.joins_a_second,
                 prefix: format!("bench-{}-", cast.path.name()),
             },
@@ -405,9 +407,11 @@ pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
     for _ in 0..3 {
         floor.us_per_packet(WINDOW * 3);
-        let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
+        // Signalling tells everybody of everybody: that dies away first.
+        let settles = WINDOW * 5;
+        let crowd = Crowd::to(&place, &server, &Cast { settles, ..Cast::new(1, 1, HEARERS, media) })?;
         crowd.watch.is_paused.store(false, Relaxed);
-        std::thread::sleep(WINDOW * 4);
+        std::thread::sleep(settles + WINDOW * 4);
         let report = crowd.leave()?;
         lossless(report.heard.lost, report.heard.received)?;
         for ((q, _), pairs) in QUANTILES.iter().zip(&mut pairs) {

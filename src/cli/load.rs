@@ -23,6 +23,9 @@ pub struct Args {
     /// How long each room lasts once everybody's media is connected, seconds.
     #[arg(long, default_value_t = 30.0)]
     duration: f64,
+    /// How long is waited before that, until joining has died away, seconds.
+    #[arg(long, default_value_t = 0.0)]
+    settle: f64,
     /// Participants, or allocations, that come in a second.
     #[arg(long, default_value_t = 50.0)]
     join_rate: f64,
@@ -153,8 +156,12 @@ fn peer(text: &str) -> Result<TurnPeer, String> {
 }
 
 pub fn execute(args: &Args) -> Result<(), String> {
-    if !(args.duration > 0.0 && args.duration.is_finite() && args.join_rate > 0.0) {
+    let is_time = |seconds: f64| (0.0..=1e6).contains(&seconds);
+    if !(args.duration > 0.0 && is_time(args.duration) && args.join_rate > 0.0) {
         return Err("--duration and --join-rate are more than 0".into());
+    }
+    if !is_time(args.settle) {
+        return Err("--settle is a number of seconds, from 0 on".into());
     }
     match &args.turn.turn {
         Some(url) => relay(args, url),
@@ -181,6 +188,7 @@ fn rooms(args: &Args) -> Result<(), String> {
             publishers,
             subscribers,
             lasts: Duration::from_secs_f64(args.duration),
+            settles: Duration::from_secs_f64(args.settle),
             joins_a_second: args.join_rate,
             prefix: args.rooms.room_prefix.clone(),
         },

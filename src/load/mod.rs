@@ -98,8 +98,9 @@ pub struct Rooms {
     pub at_once: u32,
     pub publishers: u32,
     pub subscribers: u32,
-    /// How long each room lasts once everybody's media is connected.
+    /// How long each room lasts once everybody's media is connected, and has settled for so long: that is not measured.
     pub lasts: Duration,
+    pub settles: Duration,
     /// Participants that come in a second.
     pub joins_a_second: f64,
     pub prefix: String,

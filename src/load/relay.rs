@@ -431,7 +431,10 @@ impl Stage<'_> {
     }
 
     fn lose(&mut self, id: u64, why: String) {
-        let Some(client) = self.clients.remove(&id) else { return };
+        let Some(mut client) = self.clients.remove(&id) else { return };
+        client.way.free(self.clock.now().mono);
+        client.way.send(&mut self.datagrams, &mut self.outgoing);
+        self.flush();
         self.agenda.forget(id);
         self.by_source.remove(&client.way.source());
         self.sockets.give_back(client.way.source());

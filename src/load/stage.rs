@@ -104,6 +104,8 @@ struct Stage<'a> {
     outgoing: Vec<Outgoing>,
     report: Report,
     start: Mark,
+    /// When those who came last have settled.
+    calm_due: Option<Instant>,
     /// Since everybody has come, until the first goes.
     steady: Option<Mark>,
     sampled: Mark,
@@ -141,6 +143,7 @@ pub async fn run(plan: &Plan, keys: &Keys, watch: &Watch, progress: &mut dyn FnM
         outgoing: Vec::new(),
         report: Report::default(),
         start: Mark::default(),
+        calm_due: None,
         steady: None,
         sampled: Mark::default(),
     };
@@ -199,6 +202,7 @@ impl Stage<'_> {
 
     /// Everybody has come: what is measured from here on is the steady state.
     fn look_for_calm(&mut self, now: Instant) {
+        self.calm_due = None;
         let all_came = self.rooms_begun >= self.plan.rooms.at_once && self.rooms.values().all(|r| r.ends_at.is_some());
         if all_came && self.steady.is_none() && !self.report.is_disturbed {
             let mark = self.mark(now);
@@ -271,6 +275,9 @@ impl Stage<'_> {
             return Ok(());
         }
         self.begin_rooms(now)?;
+        if self.calm_due.is_some_and(|at| at <= now) {
+            self.look_for_calm(now);
+        }
         let ended: Vec<u32> = self.rooms.iter().filter(|(_, r)| r.ends_at.is_some_and(|at| at <= now)).map(|(id, _)| *id).collect();
         for room in ended {
             self.disturb(now);
@@ -536,8 +543,8 @@ impl Stage<'_> {
         let Some(room) = self.rooms.get_mut(&room) else { return };
         room.waiting -= 1;
         if room.waiting == 0 && room.asked == size {
-            room.ends_at = Some(now + self.plan.rooms.lasts);
-            self.look_for_calm(now);
+            room.ends_at = Some(now + self.plan.rooms.settles + self.plan.rooms.lasts);
+            self.calm_due = Some(now + self.plan.rooms.settles);
         }
     }
 

@@ -191,7 +191,7 @@ impl Shard {
                 self.counters.count(counter);
                 self.pool.put(buf);
             }
-            Outcome::Media(publisher, media) => self.take_media(now, publisher, *media, buf),
+            Outcome::Media(publisher, media) => self.take_media(now, publisher, media, buf),
             Outcome::SendOn(to) => {
                 self.counters.count(Counter::Redirected);
                 self.effects.push(Effect::Parcel { to, parcel: Parcel::Datagram { carrier, buf } });
@@ -231,7 +231,7 @@ impl Shard {
                 self.counters.count(counter);
                 self.pool.put(buf);
             }
-            Outcome::Media(publisher, media) => self.take_media(now, publisher, *media, buf),
+            Outcome::Media(publisher, media) => self.take_media(now, publisher, media, buf),
             Outcome::SendOn(to) => self.move_stream(stream, to, None, None, buf),
             Outcome::MoveRelay { allocation, to, peer } => {
                 let allocation = self.turn.release(allocation).map(Box::new);
@@ -289,7 +289,7 @@ impl Shard {
     /// What arrived here with its carrier was counted where it came in; how it ended is still to be named.
     fn end_adopted(&mut self, now: Now, outcome: Outcome, delivered: PacketBuf) {
         let counter = match outcome {
-            Outcome::Media(publisher, media) => return self.take_media(now, publisher, *media, delivered),
+            Outcome::Media(publisher, media) => return self.take_media(now, publisher, media, delivered),
             Outcome::Consumed(counter) | Outcome::Drop(counter) => counter,
             Outcome::SendOn(_) | Outcome::MoveRelay { .. } => Counter::DropRelayMovedTwice,
         };
@@ -448,7 +448,7 @@ impl Shard {
             _ => match self.rtp(now, id, path, packet) {
                 Ok(Some(media)) => {
                     self.arm_session(id);
-                    return Outcome::Media(id, Box::new(media));
+                    return Outcome::Media(id, media);
                 }
                 Ok(None) => Ok(Counter::MediaIn),
                 Err(drop) => Err(drop),
@@ -844,11 +844,12 @@ impl Shard {
 }
 
 /// Where one packet ended.
+#[allow(clippy::large_enum_variant, reason = "one a packet: a box would be an allocation for each")]
 enum Outcome {
     Consumed(Counter),
     Drop(Counter),
     /// Media of this session, for the end of the turn.
-    Media(SessionId, Box<Media>),
+    Media(SessionId, Media),
     /// It belongs to another worker.
     SendOn(WorkerId),
     /// The relay's client belongs to a session of another worker: it goes there for good.

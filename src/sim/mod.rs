@@ -22,6 +22,7 @@ use crate::session::negotiate::{self, Candidates, Local, Use, Voice};
 use crate::shard::mail::{Command, Effect, Parcel, Report, StreamRole};
 use crate::shard::{PortRole, Shard, ShardConfig, table};
 use crate::wire::data_packet::Delivery;
+use crate::wire::demux::{self, DatagramKind};
 use crate::wire::framing::Framing;
 use crate::wire::sdp::{Description, Direction, Kind};
 use net::{Net, To};
@@ -93,6 +94,8 @@ pub struct World {
     pub films: bool,
     /// Only so many of the first seats talk.
     pub talkers: usize,
+    /// Told when a shard begins to work on media alone, and when it is done: whatever that takes can be counted.
+    pub probe: fn(bool),
     /// Peers insist on waiting for our hello, as some WHIP senders do: the server is the DTLS client.
     pub peers_are_passive: bool,
 }
@@ -155,6 +158,7 @@ impl World {
             is_talking: true,
             films: false,
             talkers: usize::MAX,
+            probe: |_| {},
             peers_are_passive: false,
         }
     }
@@ -411,10 +415,13 @@ impl World {
         let mut buf = shard.pool.take();
         assert!(buf.fill(bytes), "a packet that fits");
         self.given += 1;
+        let is_media = demux::datagram(bytes) == DatagramKind::Rtp && !demux::is_rtcp(bytes);
+        (self.probe)(is_media);
         match carrier {
             Carrier::Udp { .. } => shard.handle_datagram(now, carrier, buf),
             Carrier::Stream(stream) => shard.handle_frame(now, stream, buf),
         }
+        (self.probe)(false);
     }
 
     /// Carries everything that shards and peers want to send, until nobody wants anything.
@@ -423,8 +430,12 @@ impl World {
             let mut busy = false;
             for worker in 0..self.shards.len() {
                 let now = self.time();
-                self.shards[worker].wake(now);
-                busy |= self.shards[worker].is_behind();
+                let shard = &mut self.shards[worker];
+                let is_media = shard.deadline().is_none_or(|at| at > now.mono);
+                (self.probe)(is_media);
+                shard.wake(now);
+                (self.probe)(false);
+                busy |= shard.is_behind();
                 for effect in self.shards[worker].take_effects() {
                     busy = true;
                     self.carry_out(WorkerId(worker as u8), effect);
