@@ -13,7 +13,7 @@ GO_SERVERS := $(if $(shell command -v go 2>/dev/null),target/pebble/pebble)
 # Packs a built binary as a Debian package.
 CARGO_DEB := target/tools/bin/cargo-deb
 
-.PHONY: run test check deps dist web e2e e2e-deps scenarios soak compare bench bench-peers
+.PHONY: run test check deps dist web e2e e2e-deps scenarios soak compare bench bench-parts bench-peers
 
 ## The server with the demo page, without a config.
 run: web
@@ -24,10 +24,11 @@ test: deps web
 	cargo test --features sim
 	$(MAKE) --no-print-directory e2e
 
-## Style, before every commit.
+## Style, and instructions for each packet against the baseline (benches/instructions.toml), before every commit.
 check:
 	cargo fmt --check
 	cargo clippy --features sim --all-targets -- -D warnings
+	cargo bench --quiet --features sim --bench instructions
 	@if command -v cargo-deny >/dev/null; then cargo deny check bans licenses sources; else echo "cargo-deny is not installed: licences are not checked"; fi
 
 ## What is handed out: a Debian package, an archive for other systems, their sums. In target/dist.
@@ -58,6 +59,10 @@ soak:
 ## What the server costs, row by row, each beside its floor: target/bench/summary.json. Ten minutes on a quiet machine, as root.
 bench:
 	cargo bench --bench server
+
+## Parts of a packet's way one by one: codecs, SRTP, numbers, store.
+bench-parts:
+	cargo bench --bench parts
 
 ## The same with coturn and LiveKit's server (where there is Go) under the same load.
 bench-peers: $(if $(shell command -v go 2>/dev/null),target/livekit/server)

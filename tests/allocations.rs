@@ -1,4 +1,4 @@
-//! Media over UDP allocates nothing once it flows: counted by an allocator of its own, on the thread that works for a shard.
+//! A shard allocates nothing for media over UDP once it flows: counted by an allocator of its own, on the thread that works for it.
 #![cfg(feature = "sim")]
 
 use postern::base::id::WorkerId;

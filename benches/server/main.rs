@@ -56,20 +56,15 @@ fn main() {
         std::process::exit(1);
     }
     let mut summary = Summary::begin();
-    let mut failed = 0;
     for (name, measure) in ROWS.iter().filter(|(name, _)| words.is_empty() || words.iter().all(|w| name.contains(w.as_str()))) {
         eprintln!("{name} …");
         match measure(&context) {
             Ok(rows) => rows.into_iter().for_each(|row| summary.add(row)),
             Err(error) => {
-                failed += 1;
                 eprintln!("  not measured: {error}");
                 summary.not_measured(name, &error);
             }
         }
     }
     summary.end();
-    if failed > 0 {
-        std::process::exit(1);
-    }
 }

@@ -95,7 +95,7 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
             let server = Server::start(place.server, 1)?;
             let users = Users::come(plan(direction, run))?;
             let floor = Floor::start(&place, Work::Relay, vec![source; ALLOCATIONS as usize])?;
-            let pair = |_| Ok((users.us_per_packet(&server.process)?, floor.us_per_packet(WINDOW)));
+            let pair = |_| Ok((users.us_per_packet(&server.process)?, floor.us_per_packet(WINDOW)?));
             let pairs = (0..PAIRS).map(pair).collect::<Result<Vec<(f64, f64)>, String>>();
             users.leave()?;
             let pairs = pairs?;

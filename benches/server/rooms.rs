@@ -119,7 +119,7 @@ impl Crowd {
     }
 
     /// Lets the participants send for a while: processor time for each packet that `count` tells, us.
-    fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> f64 {
+    fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> Result<f64, String> {
         self.watch.is_paused.store(false, Relaxed);
         std::thread::sleep(SETTLE);
         let (cpu, before) = (cpu_s(), count());
@@ -127,7 +127,7 @@ impl Crowd {
         let (cpu, packets) = (cpu_s() - cpu, count() - before);
         self.watch.is_paused.store(true, Relaxed);
         std::thread::sleep(PAUSE);
-        cpu * 1e6 / packets as f64
+        if packets == 0 { Err("no packets come through".into()) } else { Ok(cpu * 1e6 / packets as f64) }
     }
 
     fn received(&self) -> u64 {
@@ -159,10 +159,9 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     let server = Server::start(place.server, 1)?;
     let crowd = Crowd::to(&place, &server, &cast)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
-    let pairs: Vec<(f64, f64)> =
-        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), floor.us_per_packet(WINDOW))).collect();
+    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
-    lossless(report.heard.lost, report.heard.received)?;
+    sound(&report)?;
     let mut row = Row::of_pairs(fan_out_name(hearers, run), "us/packet", &pairs);
     drop((floor, server));
     if context.with_peers {
@@ -172,16 +171,27 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     Ok(vec![row])
 }
 
-/// A figure is of no use when much of what it counts was lost on the way.
-fn lossless(lost: u64, received: u64) -> Result<(), String> {
-    if lost * 100 > received { Err(format!("{lost} of {received} packets were lost")) } else { Ok(()) }
+/// Windows of both, in turns.
+fn pairs(ours: impl Fn() -> Result<f64, String>, floor: impl Fn() -> Result<f64, String>) -> Result<Vec<(f64, f64)>, String> {
+    (0..PAIRS).map(|_| Ok((ours()?, floor()?))).collect()
+}
+
+/// A figure is of no use when somebody dropped out, or much of what it counts was lost on the way.
+fn sound(report: &Report) -> Result<(), String> {
+    let (lost, received) = (report.heard.lost, report.heard.received);
+    match () {
+        () if !report.failures.is_empty() => Err(format!("{:?}", report.failures)),
+        () if lost * 100 > received => Err(format!("{lost} of {received} packets were lost")),
+        () => Ok(()),
+    }
 }
 
 fn of_livekit(place: &Place, cast: &Cast) -> Result<f64, String> {
     let server = LiveKit::start()?;
     let crowd = Crowd::come(place, server.url(), None, server.process.pid(), cast)?;
-    let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received())).collect();
-    crowd.leave()?;
+    let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
+    let windows = windows.collect::<Result<_, String>>()?;
+    sound(&crowd.leave()?)?;
     Ok(median(windows))
 }
 
@@ -193,13 +203,13 @@ pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>
     let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, hearers, media))?;
     let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
     // The floor's sinks have told where they are by now.
-    floor.us_per_packet(PAUSE);
+    floor.us_per_packet(PAUSE)?;
+    floor.arrives.store(false, Relaxed);
     place.swing()?;
     let sent = || place.at_server(|| server.counter("postern_datagrams_sent_total ")).unwrap_or(0);
-    let pairs: Vec<(f64, f64)> =
-        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), sent), floor.us_per_packet(WINDOW))).collect();
+    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
     let heard = floor.received();
-    floor.us_per_packet(PAUSE);
+    floor.us_per_packet(PAUSE)?;
     if floor.received() > heard {
         return Err("packets still arrive: the device does not drop them".into());
     }
@@ -221,10 +231,9 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
     let picture = Source { every: Duration::from_secs(1) / FPS, run: RUN as usize, len: PAYLOAD as usize + AROUND };
     let sources = (0..PEOPLE).flat_map(|_| [voice, picture]).collect();
     let floor = Floor::start(&place, Work::FanOut { hearers: PEOPLE as usize - 1 }, sources)?;
-    let pairs: Vec<(f64, f64)> =
-        (0..PAIRS).map(|_| (crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), floor.us_per_packet(WINDOW))).collect();
+    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
-    lossless(report.heard.lost, report.heard.received)?;
+    sound(&report)?;
     let mut row = Row::of_pairs("50 all to all, sound and simulcast", "us/packet", &pairs);
     drop((floor, server));
     if context.with_peers {
@@ -243,10 +252,10 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     for path in [Path::TurnUdp, Path::TurnTcp, Path::TurnTls] {
         let crowd = Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() })?;
-        let pairs: Vec<(f64, f64)> =
-            (0..PAIRS).map(|_| [&crowd, &direct].map(|c| c.us_per_packet(|| server.process.cpu_s(), || c.received())).into()).collect();
+        let of = |c: &Crowd| c.us_per_packet(|| server.process.cpu_s(), || c.received());
+        let pairs = pairs(|| of(&crowd), || of(&direct))?;
         let report = crowd.leave()?;
-        lossless(report.heard.lost, report.heard.received)?;
+        sound(&report)?;
         rows.push(Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs));
     }
     direct.leave()?;
@@ -366,7 +375,7 @@ fn grown(cast: &Cast) -> Result<f64, String> {
     Ok(after - before)
 }
 
-/// What each subscription to a voice adds: twenty in a room who all speak, against twenty who do not.
+/// What each voice that somebody hears adds, publications included: twenty in a room who all speak, against twenty who do not.
 pub fn subscription_memory(_: &Context) -> Result<Vec<Row>, String> {
     const ROOMS: u32 = 20;
     const PEOPLE: u32 = 20;
@@ -374,7 +383,7 @@ pub fn subscription_memory(_: &Context) -> Result<Vec<Row>, String> {
     let with = grown(&Cast::new(ROOMS, PEOPLE, 0, speaking))?;
     let without = grown(&Cast::new(ROOMS, PEOPLE, 0, SILENT))?;
     let subscriptions = f64::from(ROOMS * PEOPLE * (PEOPLE - 1));
-    Ok(vec![Row::new("memory per subscription to a voice", "KiB", (with - without) / 1_024.0 / subscriptions)])
+    Ok(vec![Row::new("memory per voice that is heard, of 20 in a room", "KiB", (with - without) / 1_024.0 / subscriptions)])
 }
 
 /// One large room on two workers; the floor is the same room on one.
@@ -386,8 +395,9 @@ pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
     let windows = |workers: usize| {
         let server = Server::start(place.server, workers)?;
         let crowd = Crowd::to(&place, &server, &cast)?;
-        let windows: Vec<f64> = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received())).collect();
-        crowd.leave()?;
+        let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
+        let windows = windows.collect::<Result<Vec<f64>, String>>()?;
+        sound(&crowd.leave()?)?;
         Ok::<_, String>(windows)
     };
     let pairs: Vec<(f64, f64)> = windows(2)?.into_iter().zip(windows(1)?).collect();
@@ -406,14 +416,14 @@ pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
     let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
     for _ in 0..3 {
-        floor.us_per_packet(WINDOW * 3);
+        floor.us_per_packet(WINDOW * 3)?;
         // Signalling tells everybody of everybody: that dies away first.
         let settles = WINDOW * 5;
         let crowd = Crowd::to(&place, &server, &Cast { settles, ..Cast::new(1, 1, HEARERS, media) })?;
         crowd.watch.is_paused.store(false, Relaxed);
         std::thread::sleep(settles + WINDOW * 4);
         let report = crowd.leave()?;
-        lossless(report.heard.lost, report.heard.received)?;
+        sound(&report)?;
         for ((q, _), pairs) in QUANTILES.iter().zip(&mut pairs) {
             let us = |spread: &postern::load::Spread| spread.quantile(*q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6);
             pairs.push((us(&report.latency), us(&floor.latency())));

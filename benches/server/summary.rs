@@ -75,6 +75,7 @@ impl Summary {
     pub fn end(&self) {
         println!("{:<46} {:>9} {:>9} {:>6}  {:<12} peers", "row", "ours", "floor", "ratio", "unit");
         self.rows.iter().for_each(|row| println!("{}", row.line()));
+        self.missing.iter().for_each(|(name, why)| println!("{name}: not measured: {why}"));
         let took = self.began.elapsed().as_secs();
         println!("{}; load before {}, after {}; {took} s", host::describe(), self.load_before, host::load_average());
         let summary = json!({

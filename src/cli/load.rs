@@ -245,5 +245,5 @@ fn relay(args: &Args, url: &str) -> Result<(), String> {
     } else {
         print!("{}", report.text());
     }
-    if report.has_failed() { Err("not every allocation was made".into()) } else { Ok(()) }
+    if report.has_failed() { Err("not every allocation was made, or nothing came through".into()) } else { Ok(()) }
 }

@@ -120,7 +120,7 @@ pub(super) fn assign_subscriptions(p: &mut Participant, offer: &Description) -> 
     // A player's sections keep their sources.
     let sources: Vec<_> = p.slots().iter().map(|s| (s.mid.clone(), s.ssrc, s.rtx)).collect();
     let sections = &mut p.sections;
-    let gives_in = sections.described_asked >= 2;
+    let gives_in = sections.gives_in();
     sections.free = (0, 0);
     sections.free_described = 0;
     for slot in &slots {

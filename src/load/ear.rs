@@ -54,6 +54,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(1);
 /// A packet that others have overtaken is asked for at once, and so often again.
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ASKS_MAX: u8 = 5;
+/// Longest compound, bytes, and numbers of one NACK: what passes on every path.
+const COMPOUND_MAX: usize = 1_100;
+const NACK_MAX: usize = 128;
 /// Packets of a stream that are waited for.
 const MISSING_MAX: usize = 256;
 
@@ -103,9 +106,8 @@ impl Ear {
             highest: index,
             ..Stream::default()
         });
-        stream.note(now, index);
-        if !stream.missing.is_empty() {
-            self.ask_due = Some(self.ask_due.unwrap_or(now));
+        if stream.note(now, index) {
+            self.ask_due = Some(now);
         }
         self.bytes += payload.len() as u64;
         if stream.is_video {
@@ -131,37 +133,37 @@ impl Ear {
         self.ask_due.map_or(self.report_due, |at| at.min(self.report_due))
     }
 
-    /// Reports and requests that are due, as one compound from the source `own`.
-    pub fn wake(&mut self, now: Instant, own: u32) -> Option<Vec<u8>> {
+    /// Reports and requests that are due, as compounds from the source `own`: each begins with a report, be it empty (RFC 3550 §6.1).
+    pub fn wake(&mut self, now: Instant, own: u32) -> Vec<Vec<u8>> {
         if now < self.deadline() {
-            return None;
+            return Vec::new();
         }
-        let mut compound = Vec::with_capacity(64 + 24 * self.streams.len());
         let mut blocks = Vec::new();
         if now >= self.report_due {
             self.report_due = now + REPORT_EVERY;
             blocks.extend(self.streams.iter_mut().map(|(ssrc, stream)| stream.report(now, *ssrc)));
         }
-        let mut rest = &blocks[..];
-        loop {
-            // A compound begins with a report, be it empty (RFC 3550 §6.1); one has 31 blocks at most.
-            let (some, others) = rest.split_at(rest.len().min(31));
-            rtcp::write_receiver_report(&mut compound, own, some);
-            rest = others;
-            if rest.is_empty() {
-                break;
-            }
-        }
+        let mut compounds: Vec<Vec<u8>> = Vec::new();
+        let begin = |blocks: &[ReportBlock]| {
+            let mut compound = Vec::with_capacity(COMPOUND_MAX);
+            rtcp::write_receiver_report(&mut compound, own, blocks);
+            compound
+        };
+        compounds.extend(blocks.chunks(31).map(begin));
         self.ask_due = None;
         for (ssrc, stream) in &mut self.streams {
-            let lost = stream.ask(now);
-            if !lost.is_empty() {
-                rtcp::write_nack(&mut compound, own, *ssrc, &lost);
+            for lost in stream.ask(now).chunks(NACK_MAX) {
+                if compounds.last().is_none_or(|c| c.len() + 12 + 4 * lost.len() > COMPOUND_MAX) {
+                    compounds.push(begin(&[]));
+                }
+                if let Some(compound) = compounds.last_mut() {
+                    rtcp::write_nack(compound, own, *ssrc, lost);
+                }
             }
             let next = stream.missing.values().map(|m| m.due).min();
             self.ask_due = [self.ask_due, next].into_iter().flatten().min();
         }
-        Some(compound)
+        compounds
     }
 
     /// Streams that have begun, packets that came, and packets that did not.
@@ -206,16 +208,22 @@ impl Sums {
 }
 
 impl Stream {
-    fn note(&mut self, now: Instant, index: u64) {
+    /// Whether others have been overtaken that are worth asking for: sound is not repeated.
+    fn note(&mut self, now: Instant, index: u64) -> bool {
         self.received += 1;
         self.first = self.first.min(index);
         if index > self.highest {
             let gap = (self.highest + 1).max(index.saturating_sub(MISSING_MAX as u64))..index;
-            self.missing.extend(gap.map(|missing| (missing, Missing { due: now, asks: 0 })));
+            let is_asked_for = self.is_video && !gap.is_empty();
+            if is_asked_for {
+                self.missing.extend(gap.map(|missing| (missing, Missing { due: now, asks: 0 })));
+            }
             self.highest = index;
+            return is_asked_for;
         } else if let Some(missing) = self.missing.remove(&index) {
             self.repaired += u64::from(missing.asks > 0);
         }
+        false
     }
 
     /// Numbers to be asked for now. What was asked for often enough is not waited for any more.
@@ -288,16 +296,16 @@ mod tests {
         for index in [10, 11, 14] {
             hear(&mut ear, 5_000, index);
         }
-        let compound = ear.wake(at(5_000), 1).expect("due");
-        let told: Vec<_> = rtcp::packets(&compound).flatten().collect();
+        let compounds = ear.wake(at(5_000), 1);
+        let told: Vec<_> = rtcp::packets(&compounds[0]).flatten().collect();
         let rtcp::Packet::ReceiverReport(blocks) = told[0] else { panic!("{told:?}") };
         let block = blocks.into_iter().next().expect("a block");
         assert_eq!((block.ssrc, block.cumulative_lost, block.highest_sequence, block.fraction_lost), (7, 2, 14, 102));
         assert!(matches!(told[1], rtcp::Packet::Nack { ssrc: 7, lost } if lost.sequences().eq([12, 13])), "{told:?}");
         hear(&mut ear, 5_020, 12);
-        assert!(ear.wake(at(5_050), 1).is_none());
-        let again = ear.wake(at(5_100), 1).expect("due");
-        assert!(rtcp::packets(&again).flatten().any(|p| matches!(p, rtcp::Packet::Nack { lost, .. } if lost.sequences().eq([13]))));
+        assert!(ear.wake(at(5_050), 1).is_empty());
+        let again = ear.wake(at(5_100), 1);
+        assert!(rtcp::packets(&again[0]).flatten().any(|p| matches!(p, rtcp::Packet::Nack { lost, .. } if lost.sequences().eq([13]))));
         for ms in (5_100..7_000).step_by(10) {
             ear.wake(at(ms), 1);
         }

@@ -138,7 +138,7 @@ impl Peer {
         let (Ok(message), Some((_, key))) = (Message::decode(datagram), &self.remote) else { return Incoming::Refused };
         let fits = |key: &HmacSha1| message.integrity().is_some_and(|i| key.verify(&[&i.header, i.rest], i.tag));
         match (message.method, message.class) {
-            (Method::Binding, Class::Success) if message.transaction_id() == self.check && fits(key) => {
+            (Method::Binding, Class::Success) if self.is_ours(message.transaction_id()) && fits(key) => {
                 if !std::mem::replace(&mut self.is_answered, true) {
                     self.check_due = now + CONSENT_EVERY;
                     let Some(dtls) = &mut self.dtls else { return Incoming::Refused };
@@ -157,6 +157,12 @@ impl Peer {
             }
             _ => Incoming::Refused,
         }
+    }
+
+    /// Any of our checks: the way may be longer than the time between two.
+    fn is_ours(&self, id: TransactionId) -> bool {
+        let (zeros, number) = id.0.split_at(4);
+        zeros == [0; 4] && number.try_into().is_ok_and(|n| (1..=self.checks).contains(&u64::from_be_bytes(n)))
     }
 
     fn handle_media(&mut self, packet: &mut [u8]) -> Incoming {

@@ -105,7 +105,8 @@ pub struct RelayReport {
 
 impl RelayReport {
     pub fn has_failed(&self) -> bool {
-        !self.failures.is_empty()
+        let is_deaf = |flow: &Flow| flow.sent > 0 && flow.received == 0;
+        !self.failures.is_empty() || is_deaf(&self.down) || (is_deaf(&self.up) && !self.has_foreign_peer)
     }
 
     pub fn json(&self) -> Value {
@@ -319,7 +320,9 @@ impl Stage<'_> {
 
     /// Packets that are due since the last time.
     fn pay(&mut self, now: Instant) {
-        let paid = self.paid_until.unwrap_or(now).max(now - LATE_MAX);
+        // At a low rate a run may be due less often than that.
+        let late_max = LATE_MAX.max(Duration::from_secs_f64(f64::from(self.plan.run) / self.plan.packets_a_second));
+        let paid = self.paid_until.unwrap_or(now).max(now - late_max);
         let runs = (self.plan.packets_a_second * now.since(paid).as_secs_f64() / f64::from(self.plan.run)) as u64;
         let worth = Duration::from_secs_f64(runs as f64 * f64::from(self.plan.run) / self.plan.packets_a_second);
         self.paid_until = Some(paid + worth);

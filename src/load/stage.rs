@@ -203,7 +203,8 @@ impl Stage<'_> {
     /// Everybody has come: what is measured from here on is the steady state.
     fn look_for_calm(&mut self, now: Instant) {
         self.calm_due = None;
-        let all_came = self.rooms_begun >= self.plan.rooms.at_once && self.rooms.values().all(|r| r.ends_at.is_some());
+        let all_came =
+            self.rooms_begun >= self.plan.rooms.at_once.min(self.plan.rooms.calls) && self.rooms.values().all(|r| r.ends_at.is_some());
         if all_came && self.steady.is_none() && !self.report.is_disturbed {
             let mark = self.mark(now);
             self.report.joining = Some(self.window(&self.start, &mark));
@@ -514,7 +515,11 @@ impl Stage<'_> {
         let Some(mut p) = self.participants.remove(&id) else { return };
         self.agenda.forget(id);
         self.by_source.remove(&p.way.source());
+        let now = self.clock.now().mono;
         p.peer.close(&mut self.datagrams);
+        p.way.send(&mut self.datagrams, &mut self.outgoing);
+        // Behind the goodbye, which travels through it.
+        p.way.free(now);
         p.way.send(&mut self.datagrams, &mut self.outgoing);
         self.report.unsent += self.sockets.send(&self.outgoing) + p.way.unsent;
         self.outgoing.clear();
@@ -522,6 +527,9 @@ impl Stage<'_> {
         // The task says goodbye when nobody holds the other end.
         p.requests = None;
         self.report.left(&p.ear, self.plan, p.publishes, p.is_live);
+        if failure.is_some() && p.is_live {
+            self.disturb(now);
+        }
         if let Some(why) = failure {
             let reasons = &mut self.report.failures;
             let key = if reasons.len() < REASONS_MAX || reasons.contains_key(&why) { why } else { "others".into() };
@@ -676,8 +684,8 @@ impl Stage<'_> {
             camera.wake(now, sender, &mut self.datagrams);
             self.sent += camera.sent - before;
         }
-        let reports = [p.camera.as_mut().and_then(|c| c.report(now)), p.ear.wake(now, REPORTS | id as u32)];
-        for compound in reports.into_iter().flatten() {
+        let of_camera = p.camera.as_mut().and_then(|c| c.report(now));
+        for compound in of_camera.into_iter().chain(p.ear.wake(now, REPORTS | id as u32)) {
             self.datagrams.extend(p.peer.protect_reports(compound));
         }
         self.send_of(id);

@@ -141,8 +141,10 @@ impl Shard {
             }
         }
         turn.deliveries.clear();
-        for Packet { media, buf, is_kept, .. } in turn.packets.drain(..) {
-            if is_kept && !self.store.put(now.mono, media, &buf) {
+        for Packet { room, media, buf, is_kept, .. } in turn.packets.drain(..) {
+            // Its publisher may have gone while the pieces left: nobody would clear its store again.
+            let is_there = || self.rooms.get(&room).is_some_and(|r| r.publication(media.track).is_some());
+            if is_kept && is_there() && !self.store.put(now.mono, media, &buf) {
                 self.counters.count(Counter::StoreFull);
             }
             self.pool.put(buf);

@@ -12,7 +12,7 @@ mod guard;
 pub mod load;
 pub mod mail;
 mod rooms;
-mod store;
+pub mod store;
 pub mod table;
 pub mod timers;
 

@@ -4,6 +4,11 @@
 
 use crate::wire::sdp::SECTIONS_USED_MAX;
 
+/// Rounds in which a client brought nothing of what it was asked for, before it is left alone until it does.
+const VAIN_MAX: u8 = 3;
+/// Requests for sections that can carry AV1 before a track takes any.
+const DESCRIBED_ASKED_MAX: u8 = 2;
+
 /// Sections of a client's offers that it receives in.
 #[derive(Default)]
 pub(in crate::control) struct Sections {
@@ -13,6 +18,8 @@ pub(in crate::control) struct Sections {
     pub(in crate::control) is_offer_due: bool,
     /// Offers in a row that brought nothing of what was asked for: one may have crossed the request.
     pub(in crate::control) fruitless: u8,
+    /// Rounds of requests that came to nothing.
+    pub(in crate::control) vain: u8,
     /// Those of the last offer that can carry a track to the client: audio, video.
     pub(in crate::control) seen: (u32, u32),
     /// Free ones of the last offer: audio, video.
@@ -30,12 +37,16 @@ impl Sections {
     /// asking for it again would double it.
     pub(in crate::control) fn take(&mut self, offered: usize, seen: (u32, u32)) {
         let grown = (seen.0.saturating_sub(self.seen.0), seen.1.saturating_sub(self.seen.1));
-        self.fruitless = if grown == (0, 0) { self.fruitless + 1 } else { 0 };
         self.asked = (self.asked.0.saturating_sub(grown.0), self.asked.1.saturating_sub(grown.1));
-        if self.asked == (0, 0) || self.fruitless > 1 {
-            self.forget_requests();
-        }
         (self.offered, self.seen, self.is_offer_due) = (offered, seen, false);
+        if grown != (0, 0) {
+            self.vain = 0;
+        }
+        self.fruitless = if grown != (0, 0) || self.asked == (0, 0) { 0 } else { self.fruitless + 1 };
+        if self.fruitless > 1 {
+            self.forget_requests();
+            self.vain = self.vain.saturating_add(1);
+        }
     }
 
     /// Nothing that was asked for comes any more.
@@ -43,27 +54,42 @@ impl Sections {
         (self.asked, self.is_offer_due, self.fruitless) = ((0, 0), false, 0);
     }
 
-    /// How many more of each kind are to be asked for, when so many tracks wait; `None` when there is nothing to ask.
+    /// How many more of each kind are to be asked for, when so many tracks wait; `None` when there is nothing to ask. Zeros ask for
+    /// another offer with what is there.
     pub(in crate::control) fn request(&mut self, waiting: (u32, u32), waits_for_av1: bool) -> Option<(u32, u32)> {
+        if self.offered == 0 || waiting == (0, 0) {
+            return None;
+        }
         let free = (self.free.0, if waits_for_av1 { self.free_described } else { self.free.1 });
         // What does not fit into one description waits until something goes.
         let room = SECTIONS_USED_MAX.saturating_sub(self.offered) as u32;
-        let mut room = room.saturating_sub(self.asked.0 + self.asked.1);
+        let mut room = if self.vain < VAIN_MAX { room.saturating_sub(self.asked.0 + self.asked.1) } else { 0 };
         let mut more = |waiting: u32, asked: u32, free: u32| {
             let more = waiting.saturating_sub(asked + free).min(room);
             room -= more;
             more
         };
         let more = (more(waiting.0, self.asked.0, free.0), more(waiting.1, self.asked.1, free.1));
-        // Free ones are given away when the client offers again.
+        // Free ones are given away when the client offers again; whether a request was crossed or came to nothing shows then, too.
         let has_fitting = waiting.0.min(free.0) + waiting.1.min(free.1) > 0;
-        if self.offered == 0 || (more == (0, 0) && (self.is_offer_due || !has_fitting)) {
+        let gives_in_soon = waits_for_av1 && self.free.1 > self.free_described && !self.gives_in();
+        if more == (0, 0) && (self.is_offer_due || !(has_fitting || gives_in_soon || self.fruitless > 0)) {
             return None;
         }
         self.asked = (self.asked.0 + more.0, self.asked.1 + more.1);
         self.is_offer_due = true;
         self.described_asked = self.described_asked.saturating_add(u8::from(waits_for_av1));
         Some(more)
+    }
+
+    /// A track in AV1 takes any section now.
+    pub(in crate::control) fn gives_in(&self) -> bool {
+        self.described_asked >= DESCRIBED_ASKED_MAX
+    }
+
+    /// What carried a track is free now: the client is to offer again. Whether it is not to do so already.
+    pub(in crate::control) fn freed(&mut self) -> bool {
+        self.offered > 0 && !std::mem::replace(&mut self.is_offer_due, true)
     }
 }
 
@@ -86,6 +112,7 @@ mod tests {
         assert_eq!((sections.asked, sections.request((1, 0), false)), ((0, 0), Some((1, 0))));
         // A client that does not do as it was asked is asked again, once its offers cannot have crossed the request.
         sections.take(5, (2, 1));
+        assert_eq!(sections.request((1, 0), false), Some((0, 0)), "did it cross?");
         assert_eq!(sections.request((1, 0), false), None);
         sections.take(5, (2, 1));
         assert_eq!(sections.request((1, 0), false), Some((1, 0)));
@@ -100,5 +127,32 @@ mod tests {
         sections.free = (0, 0);
         assert_eq!(sections.request((5, 5), false), Some((1, 0)), "what fits");
         assert_eq!(sections.request((5, 5), false), None);
+        assert!(!sections.freed(), "it is to offer already");
+    }
+
+    #[test]
+    fn a_client_that_never_does_as_it_was_asked_is_left_alone() {
+        let mut sections = Sections::default();
+        sections.take(2, (0, 0));
+        let mut asked = 0;
+        while sections.request((1, 0), false).is_some() {
+            asked += 1;
+            assert!(asked < 20);
+            sections.take(2, (0, 0));
+        }
+        assert_eq!(asked, 2 * usize::from(VAIN_MAX));
+        sections.take(3, (1, 0));
+        assert_eq!(sections.request((1, 0), false), Some((1, 0)), "until it does");
+    }
+
+    #[test]
+    fn a_track_in_av1_is_given_any_section_in_the_end() {
+        // The client's sections do not have the descriptor, and there is no room for more.
+        let mut sections = Sections { offered: SECTIONS_USED_MAX, seen: (0, 1), free: (0, 1), ..Sections::default() };
+        for _ in 0..DESCRIBED_ASKED_MAX {
+            assert_eq!(sections.request((0, 1), true), Some((0, 0)));
+            sections.take(SECTIONS_USED_MAX, (0, 1));
+        }
+        assert_eq!(sections.request((0, 1), true), None);
     }
 }

@@ -115,7 +115,7 @@ impl Rooms {
 
     /// A client lets go of a track when its section does: it is asked to offer again.
     pub(super) fn sections_freed(&mut self, session: SessionId) {
-        if self.participant(session).is_some_and(|p| p.subscriber.is_none() && p.sections.offered > 0) {
+        if self.participant(session).is_some_and(|p| p.subscriber.is_none() && p.sections.freed()) {
             self.tell(session, Down::MediaSectionsRequirement(proto::MediaSectionsRequirement::default()));
         }
     }
@@ -132,16 +132,21 @@ impl Rooms {
     /// Tracks that are no more: nobody subscribes to them any longer.
     pub(super) fn forget_tracks(&mut self, room: &str, tracks: &[TrackId]) {
         let Some(room) = self.rooms.get_mut(room) else { return };
-        let mut losers = Vec::new();
+        let (mut losers, mut heirs) = (Vec::new(), Vec::new());
         for p in &mut room.participants {
-            let before = p.subscriptions.len();
-            p.subscriptions.retain(|s| !tracks.contains(&s.track));
-            if p.subscriptions.len() != before && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
+            let lost: Vec<Subscription> = p.subscriptions.extract_if(.., |s| tracks.contains(&s.track)).collect();
+            if !lost.is_empty() && (p.subscriber.is_some() || p.dialogue == Dialogue::OneShot) {
                 losers.push(p.session);
+            } else if lost.iter().any(|s| s.mid.is_some()) && p.subscriptions.iter().any(Subscription::waits_for_section) {
+                heirs.push(p.session);
             }
         }
         for session in losers {
             self.negotiate_hearing(session);
+        }
+        // What waited for want of room takes the place.
+        for session in heirs {
+            self.sections_freed(session);
         }
     }
 
