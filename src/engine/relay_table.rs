@@ -1,6 +1,6 @@
 //! Allocations, permissions and channels (RFC 8656 §§5-12): what exists, for how long, and how many there may be.
 
-use crate::base::id::{AllocationId, Carrier, ClientAddr, PeerAddr, RelayedAddr};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr, RelayedAddr};
 use crate::base::time::{Duration, Instant};
 use crate::crypto::HmacSha1;
 use crate::wire::stun::TransactionId;
@@ -137,7 +137,7 @@ impl Allocation {
 /// All allocations of one worker.
 #[derive(Default)]
 pub struct RelayTable {
-    by_id: HashMap<AllocationId, Allocation>,
+    by_id: IdMap<AllocationId, Allocation>,
     by_carrier: HashMap<Carrier, AllocationId>,
     per_user: HashMap<Vec<u8>, usize>,
     /// When each allocation is to be looked at; a refresh is found out then.

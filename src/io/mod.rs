@@ -9,7 +9,7 @@ pub mod udp;
 pub use inbox::Inbox;
 pub use stream::Visitor;
 
-use crate::base::id::{Carrier, ClientAddr, SocketId, StreamId, WorkerId};
+use crate::base::id::{Carrier, ClientAddr, IdMap, SocketId, StreamId, WorkerId};
 use crate::base::time::{Duration, Instant};
 use crate::shard::Shard;
 use crate::shard::counters::Counter;
@@ -150,7 +150,7 @@ struct Worker {
     clock: Clock,
     udp: Vec<UdpSocket>,
     listeners: Vec<(TcpListener, ListenerRole)>,
-    streams: HashMap<StreamId, Stream>,
+    streams: IdMap<StreamId, Stream>,
     streams_made: u64,
     half_open: HashMap<IpAddr, usize>,
     ready: Arc<ReadyList>,
@@ -181,7 +181,7 @@ impl Worker {
             clock: setup.clock,
             udp: setup.sockets.udp.into_iter().map(UdpSocket::register).collect::<io::Result<_>>()?,
             listeners: listeners.collect::<io::Result<_>>()?,
-            streams: HashMap::new(),
+            streams: IdMap::default(),
             streams_made: 0,
             half_open: HashMap::new(),
             ready: Arc::default(),

@@ -17,7 +17,7 @@ pub mod table;
 pub mod timers;
 
 use crate::base::buf::{PacketBuf, Pool};
-use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
 use crate::base::rng::Rng;
 use crate::base::time::{Anchor, Duration, Instant, Now};
 use crate::crypto::SecretRng;
@@ -79,11 +79,11 @@ pub struct Shard {
     timers: Timers,
     turn: Turn,
     /// Boxed: a map that grows moves what is in it.
-    sessions: HashMap<SessionId, Box<Session>>,
+    sessions: IdMap<SessionId, Box<Session>>,
     /// Room and our own half of the ICE credentials of each session.
-    places: HashMap<SessionId, Place>,
+    places: IdMap<SessionId, Place>,
     rooms: BTreeMap<RoomId, Room>,
-    streams: HashMap<StreamId, StreamState>,
+    streams: IdMap<StreamId, StreamState>,
     /// Connections that have something to write.
     writable: Vec<StreamId>,
     secrets: SecretRng,
@@ -125,10 +125,10 @@ impl Shard {
             table: Table::default(),
             timers: Timers::default(),
             turn: Turn::new(Arc::clone(&config.turn), config.worker, dice),
-            sessions: HashMap::new(),
-            places: HashMap::new(),
+            sessions: IdMap::default(),
+            places: IdMap::default(),
             rooms: BTreeMap::new(),
-            streams: HashMap::new(),
+            streams: IdMap::default(),
             writable: Vec::new(),
             secrets,
             silenced: HashSet::new(),

@@ -8,10 +8,10 @@
 //! A ring grows when it would overwrite a packet that is younger than the horizon, as long as all rings together stay
 //! below the limit; then it remembers less and counts that.
 
-use crate::base::id::TrackId;
+use crate::base::id::{IdMap, TrackId};
 use crate::base::time::{Duration, Instant};
 use crate::session::Media;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
 /// How long a packet is kept at least, memory permitting.
 const KEPT: Duration = Duration::from_millis(1200);
@@ -122,7 +122,7 @@ impl Ring {
 
 /// All rings of a shard.
 pub struct Store {
-    rings: HashMap<(TrackId, u8), Ring>,
+    rings: IdMap<(TrackId, u8), Ring>,
     held: usize,
     held_max: usize,
     horizon: Duration,
@@ -131,7 +131,7 @@ pub struct Store {
 impl Store {
     /// `held_max` bounds the memory of all rings together, bytes.
     pub fn new(held_max: usize) -> Self {
-        Self { rings: HashMap::new(), held: 0, held_max, horizon: KEPT }
+        Self { rings: IdMap::default(), held: 0, held_max, horizon: KEPT }
     }
 
     /// Somebody is `rtt` away: what it misses has to wait for two of them.

@@ -4,7 +4,7 @@
 //! check of it was sent on (the ClientHello follows its first check by 2 ms), is confirmed by the owner once the check
 //! proved authentic, and is withdrawn when the session ends. Nothing unauthenticated replaces a confirmed entry.
 
-use crate::base::id::{AllocationId, Carrier, SessionId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, IdMap, SessionId, WorkerId};
 use crate::base::time::{Duration, Instant};
 use std::collections::{HashMap, VecDeque};
 
@@ -45,7 +45,7 @@ enum Entry {
 pub struct Table {
     ufrags: HashMap<Vec<u8>, SessionId>,
     tuples: HashMap<Carrier, Entry>,
-    relayed: HashMap<AllocationId, SessionId>,
+    relayed: IdMap<AllocationId, SessionId>,
     /// Provisional tuples in the order they came, for their end.
     provisional: VecDeque<(Instant, Carrier)>,
     /// Carriers that are ours although the kernel gives their packets to another worker.

@@ -3,10 +3,10 @@
 //! A deadline that moves later is left where it is: the thing is woken early once, does nothing, and is armed anew. So a
 //! packet that pushes a deadline ahead costs a comparison.
 
-use crate::base::id::{RoomId, SessionId};
+use crate::base::id::{IdMap, RoomId, SessionId};
 use crate::base::time::Instant;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Timer {
@@ -17,7 +17,7 @@ pub enum Timer {
 
 #[derive(Default)]
 pub struct Timers {
-    armed: HashMap<Timer, Instant>,
+    armed: IdMap<Timer, Instant>,
     queue: BinaryHeap<Reverse<(Instant, Timer)>>,
 }
 

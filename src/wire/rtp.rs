@@ -132,22 +132,34 @@ pub fn write_header<'e>(
     csrcs: &[u8],
     extensions: impl Iterator<Item = (u8, &'e [u8])> + Clone,
 ) -> Option<usize> {
-    let mut len = FIXED_LEN + csrcs.len();
-    let some = extensions.clone().next().is_some();
+    let block = FIXED_LEN + csrcs.len();
+    // The form with one byte fits nearly always; where it does not, all of it is written again.
+    let is_short = |(id, value): &(u8, &[u8])| *id < 15 && (1..=16).contains(&value.len());
+    let (some, end) = match write_extensions(out, block, extensions.clone().map(|e| is_short(&e).then_some(e)), true) {
+        Some(written) => written,
+        None => write_extensions(out, block, extensions.map(Some), false)?,
+    };
     let first = 0x80 | if fields.has_padding { 0x20 } else { 0 } | if some { 0x10 } else { 0 } | (csrcs.len() / 4) as u8;
     let second = if fields.marker { 0x80 } else { 0 } | fields.payload_type & 0x7F;
     out.get_mut(..2)?.copy_from_slice(&[first, second]);
     out.get_mut(2..4)?.copy_from_slice(&fields.sequence.to_be_bytes());
     out.get_mut(4..8)?.copy_from_slice(&fields.timestamp.to_be_bytes());
     out.get_mut(8..12)?.copy_from_slice(&fields.ssrc.to_be_bytes());
-    out.get_mut(FIXED_LEN..len)?.copy_from_slice(csrcs);
-    if !some {
-        return Some(len);
-    }
-    let one_byte = extensions.clone().all(|(id, v)| id < 15 && (1..=16).contains(&v.len()));
-    let block = len;
-    len += 4;
-    for (id, value) in extensions {
+    out.get_mut(FIXED_LEN..block)?.copy_from_slice(csrcs);
+    Some(end)
+}
+
+/// Writes the block of extensions (RFC 8285 §4.2, §4.3) at `block`: whether there were any, and where it ends. `None` when they do
+/// not fit into this form.
+fn write_extensions<'e>(
+    out: &mut [u8],
+    block: usize,
+    extensions: impl Iterator<Item = Option<(u8, &'e [u8])>>,
+    one_byte: bool,
+) -> Option<(bool, usize)> {
+    let mut len = block + 4;
+    for extension in extensions {
+        let (id, value) = extension?;
         if one_byte {
             *out.get_mut(len)? = id << 4 | (value.len() - 1) as u8;
             len += 1;
@@ -158,12 +170,15 @@ pub fn write_header<'e>(
         out.get_mut(len..len + value.len())?.copy_from_slice(value);
         len += value.len();
     }
+    if len == block + 4 {
+        return Some((false, block));
+    }
     let end = block + 4 + (len - block - 4).next_multiple_of(4);
     out.get_mut(len..end)?.fill(0);
     let profile = if one_byte { ONE_BYTE } else { TWO_BYTE };
     out[block..block + 2].copy_from_slice(&profile.to_be_bytes());
     out[block + 2..block + 4].copy_from_slice(&(((end - block - 4) / 4) as u16).to_be_bytes());
-    Some(end)
+    Some((true, end))
 }
 
 /// What a payload says about the frame it belongs to. Read from descriptors, never from coded pictures.
