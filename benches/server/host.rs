@@ -16,7 +16,14 @@ pub fn thread_id() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 
-/// Run time of a thread of this process (proc(5): schedstat).
+/// Run time of the calling thread: what /proc says of it is as old as its last tick.
+pub fn own_cpu_s() -> f64 {
+    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD);
+    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
+    usage.map_or(f64::NAN, |u| seconds(u.user_time()) + seconds(u.system_time()))
+}
+
+/// Run time of another thread of this process (proc(5): schedstat).
 pub fn thread_cpu_s(thread: i32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/self/task/{thread}/schedstat")).unwrap_or_default();
     stat.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(0.0) / 1e9

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::floor::{Floor, Source, Work};
-use super::host::{anonymous_bytes, median, pin, thread_cpu_s, thread_id, until};
+use super::host::{anonymous_bytes, median, own_cpu_s, pin, until};
 use super::net::Place;
 use super::peers::LiveKit;
 use super::server::{SECRET, Server};
@@ -296,9 +296,9 @@ fn arithmetic_s() -> Arithmetic {
     const TIMES: u32 = 300;
     let random = SystemRandom::new();
     let timed = |f: &dyn Fn()| {
-        let before = thread_cpu_s(thread_id());
+        let before = own_cpu_s();
         (0..TIMES).for_each(|_| f());
-        (thread_cpu_s(thread_id()) - before) / f64::from(TIMES)
+        (own_cpu_s() - before) / f64::from(TIMES)
     };
     let theirs = EphemeralPrivateKey::generate(&ECDH_P256, &random).and_then(|k| k.compute_public_key()).expect("a key");
     let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("a key");
@@ -341,9 +341,9 @@ fn handshake_s() -> Result<f64, String> {
             let at = Moment::from_millis(1 + turns);
             for effect in up.drain(..) {
                 if let Effect::Send(bytes) = effect {
-                    let before = thread_cpu_s(thread_id());
+                    let before = own_cpu_s();
                     server.handle(at, &bytes, &mut down).map_err(|e| e.to_string())?;
-                    spent += thread_cpu_s(thread_id()) - before;
+                    spent += own_cpu_s() - before;
                 }
             }
             for effect in down.drain(..) {

@@ -85,6 +85,8 @@ impl Section {
 pub struct Remote {
     pub credentials: Credentials,
     pub fingerprint: Fingerprint,
+    /// It opens the DTLS handshake itself (RFC 8842 §5.2).
+    pub is_active: bool,
     pub candidates: Vec<Candidate>,
 }
 
@@ -105,13 +107,11 @@ impl Remote {
 
 pub fn read(answer: &str) -> Result<Remote, String> {
     let description = Description::parse(answer).map_err(|e| e.to_string())?;
-    if description.setup == Setup::Active {
-        return Err("the server wants to open the DTLS handshake itself".into());
-    }
     let candidates = answer.lines().filter_map(|line| candidate(line.trim_start_matches("a=")));
     Ok(Remote {
         credentials: Credentials { ufrag: description.ufrag, pwd: description.pwd },
         fingerprint: description.fingerprint,
+        is_active: description.setup == Setup::Active,
         candidates: candidates.collect(),
     })
 }

@@ -1,4 +1,5 @@
-//! ICE, DTLS and SRTP of one simulated participant: the controlling side, with one pair (RFC 8445), the DTLS client.
+//! ICE, DTLS and SRTP of one simulated participant: the controlling side, with one pair (RFC 8445); the DTLS client, or the server
+//! of one that opens the handshake itself.
 //!
 //! 1. Checks go to the server's address until one is answered; the first nominates (RFC 8445 §8.1.1, one pair).
 //! 2. The handshake; its keys.
@@ -80,7 +81,8 @@ impl Peer {
     pub fn connect(&mut self, now: Instant, remote: &Remote) {
         if self.remote.is_none() {
             let key = HmacSha1::new(remote.credentials.pwd.as_bytes());
-            self.dtls = Some(Dtls::new(self.identity.clone(), self.anchor, dtls::Role::Client, remote.fingerprint.clone()));
+            let role = if remote.is_active { dtls::Role::Server } else { dtls::Role::Client };
+            self.dtls = Some(Dtls::new(self.identity.clone(), self.anchor, role, remote.fingerprint.clone()));
             self.remote = Some((remote.clone(), key));
             self.check_due = now;
         }
