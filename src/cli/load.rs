@@ -1,7 +1,6 @@
 //! `postern load`: simulated participants, for any server that speaks the LiveKit protocol, and for any TURN server.
 
 use super::credentials::Credentials;
-use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use postern::control::auth::Keys;
 use postern::load::{Direction, Login, Path, Plan, RelayPlan, Rooms, Sending, TurnPeer, Watch, relay_url, run, run_relay};
@@ -103,7 +102,7 @@ struct TurnArgs {
     turn_peer: TurnPeer,
     /// Which way they go: client to peer, peer to client, both, or none at all.
     #[arg(long, default_value = "up", requires = "turn")]
-    direction: Flow,
+    direction: Direction,
     /// Packets a second in each direction, of all allocations together.
     #[arg(long, default_value_t = 10_000.0, requires = "turn")]
     packet_rate: f64,
@@ -113,25 +112,6 @@ struct TurnArgs {
     /// Payload of each, bytes.
     #[arg(long, default_value_t = 1_200, requires = "turn", value_parser = RangedU64ValueParser::<usize>::new().range(16..=1_400))]
     packet_size: usize,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Flow {
-    Up,
-    Down,
-    Both,
-    Idle,
-}
-
-impl Flow {
-    fn direction(self) -> Direction {
-        match self {
-            Self::Up => Direction::Up,
-            Self::Down => Direction::Down,
-            Self::Both => Direction::Both,
-            Self::Idle => Direction::Idle,
-        }
-    }
 }
 
 /// A mix of paths. A type of its own: clap takes a bare `Vec` for an option that may be given several times.
@@ -212,8 +192,8 @@ fn rooms(args: &Args) -> Result<(), String> {
 
 fn relay(args: &Args, url: &str) -> Result<(), String> {
     let turn = &args.turn;
-    if turn.allocations == 0 || !(turn.packet_rate > 0.0 && turn.packet_rate.is_finite()) {
-        return Err("--allocations and --packet-rate are more than 0".into());
+    if turn.allocations == 0 || !(0.01..=1e8).contains(&turn.packet_rate) {
+        return Err("--allocations is 1 or more, --packet-rate 0.01 or more".into());
     }
     if relay_url(url).is_none() {
         return Err(format!("--turn {url}: write turn:host:port?transport=udp, turn:host:port?transport=tcp or turns:host:port"));
@@ -232,7 +212,7 @@ fn relay(args: &Args, url: &str) -> Result<(), String> {
         allocations: turn.allocations,
         allocations_a_second: args.join_rate,
         peer: turn.turn_peer,
-        direction: turn.direction.direction(),
+        direction: turn.direction,
         packets_a_second: turn.packet_rate,
         run: turn.run_length,
         payload_len: turn.packet_size,

@@ -39,7 +39,7 @@ enum Command {
     Token(token::Args),
     /// Make an API key and secret.
     Keys,
-    /// Simulate participants, in any number, for any server that speaks the LiveKit protocol.
+    /// Simulate participants, in any number, for any server that speaks the LiveKit protocol, or users of any TURN server.
     Load(Box<load::Args>),
     /// What the audit log says of a person, and its erasure.
     Audit(audit::Args),

@@ -5,7 +5,7 @@
 use super::agenda::Agenda;
 use super::camera::{STAMP_LEN, stamp, stamped};
 use super::ear::Spread;
-use super::report::{Window, spread_json, spread_text};
+use super::report::{Mark, Window, spread_json, spread_text};
 use super::signal::Front;
 use super::sockets::Sockets;
 use super::stream::{Bytes, Inlet};
@@ -31,7 +31,7 @@ const DRAIN: Duration = Duration::from_millis(500);
 const CHUNKS_MAX: usize = 4_096;
 const CHUNKS_A_TURN: usize = 256;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Direction {
     /// Client to peer.
     Up,
@@ -181,8 +181,8 @@ struct Stage<'a> {
     paid_until: Option<Instant>,
     datagrams: Vec<Vec<u8>>,
     outgoing: Vec<Outgoing>,
-    start: (Instant, Option<Usage>, Usage),
-    steady_from: Option<(Instant, Option<Usage>, Usage)>,
+    start: Mark,
+    steady_from: Option<Mark>,
     report: RelayReport,
 }
 
@@ -201,7 +201,6 @@ async fn stage(plan: &RelayPlan, watch: &Watch, progress: &mut dyn FnMut(&str)) 
         TurnPeer::Own => SocketAddr::new(own_address_towards(relay.target.address)?, peers.port()?),
     };
     let began = clock.now().mono;
-    let start = (began, plan.pid.and_then(Usage::of), Usage::own());
     let mut stage = Stage {
         plan,
         watch,
@@ -222,10 +221,11 @@ async fn stage(plan: &RelayPlan, watch: &Watch, progress: &mut dyn FnMut(&str)) 
         paid_until: None,
         datagrams: Vec::new(),
         outgoing: Vec::new(),
-        start,
+        start: Mark::default(),
         steady_from: None,
         report: RelayReport { has_foreign_peer: plan.peer != TurnPeer::Own, ..RelayReport::default() },
     };
+    stage.start = stage.mark(began);
     let mut turn = tokio::time::interval(TURN);
     turn.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
     let (mut some_chunks, mut told_at) = (Vec::new(), began);
@@ -246,7 +246,7 @@ async fn stage(plan: &RelayPlan, watch: &Watch, progress: &mut dyn FnMut(&str)) 
             told_at = now;
             progress(&stage.line(now));
         }
-        let end = stage.steady_from.map(|(from, ..)| from + plan.lasts);
+        let end = stage.steady_from.map(|from| from.at + plan.lasts);
         if watch.is_over() || end.is_some_and(|end| now >= end + DRAIN) || stage.has_nobody() {
             break;
         }
@@ -268,17 +268,10 @@ impl Stage<'_> {
         self.begun == self.plan.allocations && self.clients.is_empty()
     }
 
-    fn window(&self, from: (Instant, Option<Usage>, Usage), now: Instant) -> Window {
-        let server = self.plan.pid.and_then(Usage::of).zip(from.1).map(|(to, from)| to.since(&from));
-        let received = self.report.up.received + self.report.down.received;
-        Window {
-            took: now.since(from.0),
-            sent: self.report.up.sent + self.report.down.sent,
-            received,
-            bytes: received * self.plan.payload_len as u64,
-            server,
-            own: Usage::own().since(&from.2),
-        }
+    fn mark(&self, at: Instant) -> Mark {
+        let (sent, received) = (self.report.up.sent + self.report.down.sent, self.report.up.received + self.report.down.received);
+        let server = self.plan.pid.and_then(Usage::of);
+        Mark { at, sent, received, bytes: received * self.plan.payload_len as u64, server, own: Usage::own() }
     }
 
     fn turn(&mut self) -> Result<(), String> {
@@ -295,14 +288,14 @@ impl Stage<'_> {
                 _ => self.send_of(id),
             }
         }
-        let is_sending = self.steady_from.is_some_and(|(from, ..)| now < from + self.plan.lasts);
+        let is_sending = self.steady_from.is_some_and(|from| now < from.at + self.plan.lasts);
         if is_sending && !self.watch.is_paused() {
             self.pay(now);
         } else {
             self.paid_until = None;
         }
-        if let Some(from) = self.steady_from.filter(|(from, ..)| now >= *from + self.plan.lasts && self.report.steady.is_none()) {
-            self.report.steady = Some(self.window(from, now));
+        if let Some(from) = self.steady_from.filter(|from| now >= from.at + self.plan.lasts && self.report.steady.is_none()) {
+            self.report.steady = Some(from.until(&self.mark(now)));
         }
         Ok(())
     }
@@ -428,8 +421,9 @@ impl Stage<'_> {
     /// Everybody is ready: packets flow from here on.
     fn look_for_calm(&mut self, now: Instant) {
         if self.steady_from.is_none() && self.begun == self.plan.allocations && self.ready.len() == self.clients.len() {
-            self.report.joining = Some(self.window(self.start, now));
-            self.steady_from = Some((now, self.plan.pid.and_then(Usage::of), Usage::own()));
+            let mark = self.mark(now);
+            self.report.joining = Some(self.start.until(&mark));
+            self.steady_from = Some(mark);
         }
     }
 
@@ -496,7 +490,7 @@ impl Stage<'_> {
     fn close(&mut self, now: Instant) {
         self.report.took = now.since(self.began);
         if let (Some(from), None) = (self.steady_from, &self.report.steady) {
-            self.report.steady = Some(self.window(from, now));
+            self.report.steady = Some(from.until(&self.mark(now)));
         }
         self.report.unsent += self.clients.values().map(|c| c.way.unsent).sum::<u64>();
         for client in self.clients.values_mut() {

@@ -3,6 +3,7 @@
 use super::Plan;
 use super::ear::{Ear, Spread, Sums};
 use super::usage::Usage;
+use crate::base::time::Instant;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -10,6 +11,31 @@ use std::time::Duration;
 
 /// Samples that are kept: beyond it, every other is left out.
 const SAMPLES_MAX: usize = 2_000;
+
+/// Figures at a moment, since the beginning.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Mark {
+    pub at: Instant,
+    pub sent: u64,
+    pub received: u64,
+    pub bytes: u64,
+    pub server: Option<Usage>,
+    pub own: Usage,
+}
+
+impl Mark {
+    /// What lies between two.
+    pub fn until(&self, end: &Mark) -> Window {
+        Window {
+            took: end.at.since(self.at),
+            sent: end.sent - self.sent,
+            received: end.received - self.received,
+            bytes: end.bytes - self.bytes,
+            server: end.server.zip(self.server).map(|(to, from)| to.since(&from)),
+            own: end.own.since(&self.own),
+        }
+    }
+}
 
 /// A stretch of time: what passed, and what it took.
 #[derive(Clone, Copy, Debug, Default)]

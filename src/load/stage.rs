@@ -5,7 +5,7 @@ use super::camera::Camera;
 use super::ear::{Ear, Sums};
 use super::offer::{self, AUDIO_CID, Local, Remote, Section, VIDEO_CID};
 use super::peer::{Incoming, Peer};
-use super::report::{Report, Sample, Window};
+use super::report::{Mark, Report, Sample};
 use super::signal::{self, Front, News};
 use super::sockets::Sockets;
 use super::stream::{Bytes, Inlet};
@@ -65,17 +65,6 @@ struct Room {
     asked: u32,
     /// Of those who were asked in: not connected yet.
     waiting: u32,
-}
-
-/// Figures at a moment.
-#[derive(Clone, Copy, Default)]
-struct Mark {
-    at: Instant,
-    sent: u64,
-    received: u64,
-    bytes: u64,
-    server: Option<Usage>,
-    own: Usage,
 }
 
 struct Stage<'a> {
@@ -172,7 +161,7 @@ pub async fn run(plan: &Plan, keys: &Keys, watch: &Watch, progress: &mut dyn FnM
     let now = stage.clock.now().mono;
     let end = stage.mark(now);
     stage.report.took = now.since(stage.began);
-    stage.report.whole = Some(stage.window(&stage.start, &end));
+    stage.report.whole = Some(stage.start.until(&end));
     Ok(stage.report)
 }
 
@@ -189,17 +178,6 @@ impl Stage<'_> {
         Mark { at, sent: self.sent, received: self.received, bytes: self.bytes, server, own: Usage::own() }
     }
 
-    fn window(&self, from: &Mark, to: &Mark) -> Window {
-        Window {
-            took: to.at.since(from.at),
-            sent: to.sent - from.sent,
-            received: to.received - from.received,
-            bytes: to.bytes - from.bytes,
-            server: to.server.zip(from.server).map(|(to, from)| to.since(&from)),
-            own: to.own.since(&from.own),
-        }
-    }
-
     /// Everybody has come: what is measured from here on is the steady state.
     fn look_for_calm(&mut self, now: Instant) {
         self.calm_due = None;
@@ -207,7 +185,7 @@ impl Stage<'_> {
             self.rooms_begun >= self.plan.rooms.at_once.min(self.plan.rooms.calls) && self.rooms.values().all(|r| r.ends_at.is_some());
         if all_came && self.steady.is_none() && !self.report.is_disturbed {
             let mark = self.mark(now);
-            self.report.joining = Some(self.window(&self.start, &mark));
+            self.report.joining = Some(self.start.until(&mark));
             self.report.latency = Default::default();
             self.steady = Some(mark);
         }
@@ -217,7 +195,7 @@ impl Stage<'_> {
     fn disturb(&mut self, now: Instant) {
         if let Some(from) = self.steady.take() {
             let mark = self.mark(now);
-            self.report.steady = Some(self.window(&from, &mark));
+            self.report.steady = Some(from.until(&mark));
         }
         self.report.is_disturbed = true;
     }
@@ -232,7 +210,7 @@ impl Stage<'_> {
         }
         let live = self.participants.values().filter(|p| p.is_live).count();
         let mark = self.mark(now);
-        let window = self.window(&self.sampled, &mark);
+        let window = self.sampled.until(&mark);
         let latency = std::mem::take(&mut self.report.latency_of_second);
         let sums = self.participants.values().map(|p| p.ear.sums()).fold(self.report.heard, Sums::plus);
         let seconds = window.took.as_secs_f64();

@@ -101,7 +101,7 @@ impl Shard {
 
     /// A packet of a publisher here or, over a ring, on another worker.
     pub(super) fn take_packet(&mut self, now: Now, room: RoomId, publisher: SessionId, media: Media, buf: PacketBuf) {
-        // Whoever drives this shard comes again before it brings more; one that does not gets no piece twice for that.
+        // A driver comes again before it brings more; for one that does not, what waits is written first.
         while self.is_behind() || self.fan_out.packets.len() >= TURN_MAX {
             self.fan_out(now);
         }
