@@ -171,7 +171,23 @@ pub struct Turn {
     /// REST credentials; several while they rotate.
     pub shared_secrets: Vec<String>,
     pub users: HashMap<String, String>,
+    /// Further realms by their names. A TLS client that asks for a realm's name is asked for its credentials.
+    pub realms: BTreeMap<String, Realm>,
+    /// Static users may send a hash in place of their name (RFC 8489 §9.2).
+    pub hidden_usernames: bool,
     pub allocations_per_user: usize,
+    /// Channels up to 0x7FFE, as RFC 5766 had them, instead of 0x4FFF (RFC 8656 §12).
+    pub older_channel_numbers: bool,
+    /// Where new clients are sent while the server drains.
+    pub alternate_servers: Vec<SocketAddr>,
+}
+
+/// Who is known in one more realm.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Realm {
+    pub shared_secrets: Vec<String>,
+    pub users: HashMap<String, String>,
 }
 
 impl Default for Turn {
@@ -183,7 +199,11 @@ impl Default for Turn {
             relay_ports: [49152, 65535],
             shared_secrets: Vec::new(),
             users: HashMap::new(),
+            realms: BTreeMap::new(),
+            hidden_usernames: false,
             allocations_per_user: 16,
+            older_channel_numbers: false,
+            alternate_servers: Vec::new(),
         }
     }
 }
@@ -232,6 +252,16 @@ pub struct Limits {
     pub connections_per_worker: usize,
     pub half_open_per_address: usize,
     pub allocations_per_worker: usize,
+    /// Allocations of one source address, all workers together; 0 is no limit.
+    pub allocations_per_address: usize,
+    pub permissions_per_allocation: usize,
+    pub channels_per_allocation: usize,
+    /// What may be relayed to and from peers other than the SFU, of one allocation and of all; 0 is no limit.
+    pub relay_bytes_per_second_per_allocation: u64,
+    pub relay_bytes_per_second: u64,
+    /// Answers to those who are not authenticated: Binding, challenges. Of one IPv4 /24 or IPv6 /64, and of all; 0 is no limit.
+    pub stun_answers_per_second_per_network: u64,
+    pub stun_answers_per_second: u64,
     /// Packet buffers that each worker keeps ready, 2 KiB each.
     pub packet_buffers_per_worker: usize,
     /// Memory for packets that may have to be sent again, of all workers together.
@@ -249,6 +279,13 @@ impl Default for Limits {
             connections_per_worker: 8192,
             half_open_per_address: 64,
             allocations_per_worker: 65_536,
+            allocations_per_address: 0,
+            permissions_per_allocation: 64,
+            channels_per_allocation: 16,
+            relay_bytes_per_second_per_allocation: 0,
+            relay_bytes_per_second: 0,
+            stun_answers_per_second_per_network: 200,
+            stun_answers_per_second: 50_000,
             packet_buffers_per_worker: 1024,
             packet_store_bytes: 512 * 1024 * 1024,
         }
@@ -481,6 +518,8 @@ impl Config {
             ("limits.tracks_per_participant", limits.tracks_per_participant),
             ("limits.connections_per_worker", limits.connections_per_worker),
             ("limits.half_open_per_address", limits.half_open_per_address),
+            ("limits.permissions_per_allocation", limits.permissions_per_allocation),
+            ("limits.channels_per_allocation", limits.channels_per_allocation),
             ("limits.packet_buffers_per_worker", limits.packet_buffers_per_worker),
             ("limits.packet_store_bytes", limits.packet_store_bytes),
             ("rooms.participants_max", self.rooms.participants_max as usize),
@@ -489,13 +528,6 @@ impl Config {
             if value == 0 {
                 return refuse(key, "0 would let nothing pass".into(), "leave it out for its default (config.example.toml has them all)");
             }
-        }
-        if !self.network.trusted_proxies.is_empty() {
-            return refuse(
-                "network.trusted_proxies",
-                format!("{:?}", self.network.trusted_proxies),
-                "leave it empty: this version does not read PROXY headers",
-            );
         }
         let is_acme = self.tls.mode == TlsMode::Acme;
         if is_acme && (!self.server.domain.contains('.') || self.server.domain.parse::<IpAddr>().is_ok()) {
@@ -513,8 +545,25 @@ impl Config {
             let found = format!("\"http-01\" with network.edge_tcp_ports = {:?}", self.network.edge_tcp_ports);
             return refuse("tls.acme_challenge", found, "add port 80 to network.edge_tcp_ports, behind 443, or use \"tls-alpn-01\"");
         }
-        if self.turn.peers != Peers::Named("sfu-only".into()) {
-            return refuse("turn.peers", format!("{:?}", self.turn.peers), "use \"sfu-only\": this version relays to its own SFU alone");
+        if let Peers::Named(name) = &self.turn.peers
+            && !["sfu-only", "public"].contains(&name.as_str())
+        {
+            let remedy = "use \"sfu-only\", \"public\", or a list of networks such as [\"10.20.0.0/16\"]";
+            return refuse("turn.peers", format!("{name:?}"), remedy);
+        }
+        if self.turn.realms.contains_key(self.realm()) {
+            let found = format!("{:?} is the name of the first realm", self.realm());
+            return refuse("turn.realms", found, "put its secrets and users directly under [turn]");
+        }
+        if let Some(bad) = self.turn.realms.keys().chain([&self.turn.realm]).find(|name| name.len() > 127 || name.contains(['"', ' '])) {
+            return refuse("turn.realms", format!("{bad:?}"), "a realm is at most 127 characters, without spaces and quotes");
+        }
+        if self.turn.realms.values().flat_map(|realm| realm.users.keys()).chain(self.turn.users.keys()).any(String::is_empty) {
+            return refuse("turn.users", "a user without a name".into(), "give each user a name");
+        }
+        if self.turn.alternate_servers.iter().any(|server| server.port() == 0 || is_no_address(server.ip())) {
+            let remedy = "name addresses of servers that have the same [keys], such as \"203.0.113.9:3478\"";
+            return refuse("turn.alternate_servers", format!("{:?}", self.turn.alternate_servers), remedy);
         }
         if let Some(url) = self.webhooks.urls.iter().find(|u| !u.starts_with("http://") && !u.starts_with("https://")) {
             return refuse("webhooks.urls", format!("{url:?}"), "write whole URLs, such as \"https://app.example.eu/postern\"");
@@ -552,7 +601,10 @@ mod tests {
     #[test]
     fn what_cannot_be_is_named() {
         let rows = [
-            ("keys = { a = \"b\" }\n[turn]\npeers = \"public\"", "turn.peers"),
+            ("keys = { a = \"b\" }\n[turn]\npeers = \"everybody\"", "turn.peers: \"everybody\""),
+            ("keys = { a = \"b\" }\n[turn]\npeers = [\"10.0.0.5-10.0.1.7\"]", "turn.peers: \"10.0.0.5-10.0.1.7\" is no network"),
+            ("keys = { a = \"b\" }\n[turn.realms.localhost]", "turn.realms: \"localhost\" is the name of the first"),
+            ("keys = { a = \"b\" }\n[turn]\nalternate_servers = [\"192.0.2.1:0\"]", "turn.alternate_servers"),
             ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "server.domain: \"localhost\""),
             ("keys = { a = \"b\" }\n[tls]\nacme_directory = \"http://x\"", "tls.acme_directory: \"http://x\""),
             ("keys = { a = \"b\" }\n[tls]\nacme_contact = [\"mailto:a@b\"]", "tls.acme_contact: \"mailto:a@b\""),

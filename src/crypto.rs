@@ -42,6 +42,15 @@ pub fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     ctx.sign().as_ref().try_into().expect("SHA-256 gives 32 bytes")
 }
 
+/// SHA-256 over `parts` in order.
+pub fn sha256(parts: &[&[u8]]) -> [u8; 32] {
+    let mut ctx = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        ctx.update(part);
+    }
+    ctx.finish().as_ref().try_into().expect("SHA-256 gives 32 bytes")
+}
+
 /// TURN's long-term key: MD5(username ":" realm ":" password) (RFC 8489 §9.2.2).
 pub fn long_term_key(username: &[u8], realm: &[u8], password: &[u8]) -> [u8; 16] {
     use md5::Digest;

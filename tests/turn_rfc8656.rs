@@ -5,7 +5,7 @@ use postern::base::id::{Carrier, ClientAddr, SocketId, StreamId, WorkerId};
 use postern::base::rng::Rng;
 use postern::base::time::{Duration, Instant, Now, UnixTime};
 use postern::crypto::{HmacSha1, long_term_key};
-use postern::engine::turn::{Effect, Turn, TurnConfig, TurnDrop};
+use postern::engine::turn::{Effect, Origin, Turn, TurnConfig, TurnDrop};
 use postern::engine::turn_auth::Secrets;
 use postern::wire::stun::{Class, Method, TransactionId, Writer, attr};
 use std::collections::HashMap;
@@ -41,6 +41,10 @@ impl Client {
         ClientAddr(SocketAddr::from(([198, 51, 100, 1], self.port)))
     }
 
+    fn origin(self) -> Origin<'static> {
+        Origin { carrier: self.carrier(), client: self.address(), server_name: None }
+    }
+
     fn carrier(self) -> Carrier {
         if self.is_stream {
             return Carrier::Stream(StreamId(u64::from(self.port)));
@@ -59,13 +63,9 @@ impl Lab {
         let users = HashMap::from([("alice".to_owned(), "a".to_owned()), ("bob".to_owned(), "b".to_owned())]);
         let secrets = Secrets::new("realm", b"master", &[], &users);
         let config = TurnConfig {
-            secrets: secrets.clone(),
-            sfu: vec![SFU.parse().expect("a literal")],
-            relay_ports: 49152..=65535,
             allocations_per_user_max: 2,
             allocations_max: 5,
-            lifetime_s: 600..=3600,
-            workers: 2,
+            ..TurnConfig::closed(secrets.clone(), vec![SFU.parse().expect("a literal")], 2)
         };
         let turn = Turn::new(Arc::new(config), WorkerId(1), Rng::new(1));
         Self { turn, secrets, ms: 0, transactions: 0, reply: Vec::new(), effects: Vec::new() }
@@ -79,7 +79,7 @@ impl Lab {
     fn send(&mut self, client: Client, bytes: &[u8]) -> Result<(), TurnDrop> {
         self.effects.clear();
         let now = self.now();
-        self.turn.handle(now, client.carrier(), client.address(), bytes, &mut self.reply, &mut self.effects)
+        self.turn.handle(now, client.origin(), bytes, &mut self.reply, &mut self.effects)
     }
 
     /// An authenticated request; the code of the answer, 0 for success. The answer's integrity must fit.

@@ -2,5 +2,6 @@
 
 pub mod buf;
 pub mod id;
+pub mod pace;
 pub mod rng;
 pub mod time;

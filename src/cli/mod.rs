@@ -10,6 +10,7 @@ pub mod keys;
 pub mod load;
 pub mod manual;
 mod owner;
+mod relay;
 pub mod reload;
 pub mod run;
 mod runtime_dir;

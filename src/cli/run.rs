@@ -3,6 +3,7 @@
 
 use super::addresses::{Layout, advertised, candidates, names};
 use super::host;
+use super::relay;
 use super::runtime_dir::RuntimeDir;
 use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
@@ -21,14 +22,12 @@ use postern::control::signal::{Front, Policy};
 use postern::control::{self, audit, certs, door, webhook};
 use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
-use postern::engine::turn::TurnConfig;
-use postern::engine::turn_auth::Secrets;
 use postern::io::clock::Clock;
 use postern::io::{self, Inbox, Visitor, WorkerSetup};
-use postern::shard::mail::Report;
+use postern::shard::mail::{Command, Report};
 use postern::shard::{Shard, ShardConfig};
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
@@ -183,18 +182,11 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let certificates = Arc::new(certs::load(&config.tls, &certificate_names)?);
     let identity = Identity::generate()?;
     let keys = Keys::new(&config.keys);
-    let secrets = Secrets::new(config.realm(), &keys.master(), &config.turn.shared_secrets, &config.turn.users);
+    let secrets = relay::secrets(config, &keys.master());
     let candidates = candidates(config, &addresses);
-    let [first_port, last_port] = config.turn.relay_ports;
-    let turn = Arc::new(TurnConfig {
-        secrets: secrets.clone(),
-        sfu: candidates.udp.clone(),
-        relay_ports: first_port..=last_port,
-        allocations_per_user_max: config.turn.allocations_per_user,
-        allocations_max: config.limits.allocations_per_worker,
-        lifetime_s: 600..=3600,
-        workers: workers as u8,
-    });
+    let turn = Arc::new(relay::turn_config(config, secrets.clone(), &candidates.udp, &layout, extras.plain_http, workers as u8));
+    let relays_bound_to = relay::bound_to(config, &addresses);
+    let udp_candidates = candidates.udp.clone();
     let clock = Clock::start();
     let store_bytes = config.limits.packet_store_bytes;
     let shard = |worker: usize| {
@@ -220,7 +212,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let (visitors_in, visitors) = mpsc::channel(VISITORS);
     let (reports_in, reports) = mpsc::unbounded_channel();
     let inboxes: Vec<Arc<Inbox>> = (0..workers).map(|_| Arc::default()).collect();
-    let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in)?;
+    let threads = start_workers(config, shards, sockets, &certificates, &inboxes, clock, &visitors_in, &reports_in, &relays_bound_to)?;
 
     let gauges = Arc::new(Gauges::default());
     gauges.started.store(seconds_since_1970(), Relaxed);
@@ -255,11 +247,21 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         by_address: Rate::new(config.limits.joins_per_second_per_address),
         by_identity: Rate::new(config.limits.joins_per_second_per_identity),
     });
+    let set_relay = {
+        // What the deployment's secret is made from stays that of the start: nonces and credentials that are out remain good.
+        let (inboxes, master, udp, plain_http) = (inboxes.clone(), keys.master(), udp_candidates, extras.plain_http);
+        Box::new(move |config: &Config| {
+            let (secrets, layout) = (relay::secrets(config, &master), Layout::of(config));
+            let turn = Arc::new(relay::turn_config(config, secrets, &udp, &layout, plain_http, workers as u8));
+            inboxes.iter().for_each(|inbox| inbox.command(Command::Relay(Arc::clone(&turn))));
+        })
+    };
     let running = Arc::new(Running {
         front: Arc::clone(&front),
         keys: keys.clone(),
         certificates: Arc::clone(&certificates),
         set_level,
+        set_relay,
         gauges: Arc::clone(&gauges),
         hurry: Arc::default(),
         signer,
@@ -301,6 +303,7 @@ fn start_workers(
     clock: Clock,
     visitors: &mpsc::Sender<door::Visitor>,
     reports: &mpsc::UnboundedSender<Report>,
+    relays_bound_to: &[(IpAddr, IpAddr)],
 ) -> Result<Vec<std::thread::JoinHandle<Result<(), String>>>, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let mut threads = Vec::new();
@@ -320,6 +323,7 @@ fn start_workers(
             reports: Arc::new(move |_, report| drop(reports.send(report))),
             connections_max: config.limits.connections_per_worker,
             half_open_per_address_max: config.limits.half_open_per_address,
+            relays_bound_to: relays_bound_to.to_vec(),
         };
         let body = move || {
             // A worker that is lost takes its clients with it: end the process, so that the supervisor starts it anew.

@@ -82,6 +82,7 @@ fn help(family: &str) -> (&'static str, &'static str) {
             "media from publishers (in, repaired packets too) and to hearers (out, without what is sent again), with RTP headers",
         ),
         "media_packets_forwarded" => ("", "media packets written for a hearer"),
+        "relay_packets" => ("way", "payloads relayed to and from peers other than the SFU, and between allocations"),
         "relay_packets_in_process" => ("direction", "payloads between the relay and the SFU by a function call"),
         "redirect_table_full" => ("", "checks sent to their owner without noting their tuple"),
         "key_frame_requests" => ("", "picture loss indications sent to publishers"),

@@ -4,7 +4,7 @@ use super::auth::Keys;
 use super::certs::Certificates;
 use super::metrics::Gauges;
 use super::signal::{Front, Policy};
-use crate::config::{Config, TlsMode};
+use crate::config::{Config, TlsMode, Turn};
 use arc_swap::ArcSwap;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -15,12 +15,16 @@ use tokio::sync::Notify;
 /// Sets the log's level.
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
+/// Gives the workers the relay's settings.
+pub type SetRelay = Box<dyn Fn(&Config) + Send + Sync>;
+
 /// What a running server is made of, as far as it changes.
 pub struct Running {
     pub front: Arc<Front>,
     pub keys: Keys,
     pub certificates: Arc<Certificates>,
     pub set_level: SetLevel,
+    pub set_relay: SetRelay,
     pub gauges: Arc<Gauges>,
     /// A certificate that could not be ordered is to be tried again.
     pub hurry: Arc<Notify>,
@@ -88,6 +92,7 @@ impl Running {
         self.front.by_identity.set(config.limits.joins_per_second_per_identity);
         self.front.rooms().reconfigure(&config.rooms, config.limits.tracks_per_participant);
         (self.set_level)(&config.log.level);
+        (self.set_relay)(&config);
         self.hurry.notify_one();
         drop(config);
         self.report_certificate();
@@ -144,6 +149,9 @@ fn take_over(config: &mut Config, new: &Config) {
     config.keys.clone_from(&new.keys);
     config.rooms.clone_from(&new.rooms);
     config.admin.token.clone_from(&new.admin.token);
+    // Everything of the relay but what credentials that are out were made for, and its ports.
+    let (realm, relay_ports) = (config.turn.realm.clone(), config.turn.relay_ports);
+    config.turn = Turn { realm, relay_ports, ..new.turn.clone() };
     config.log.level.clone_from(&new.log.level);
     let (limits, wanted) = (&mut config.limits, &new.limits);
     limits.joins_per_second_per_address = wanted.joins_per_second_per_address;
@@ -151,6 +159,14 @@ fn take_over(config: &mut Config, new: &Config) {
     limits.message_bytes = wanted.message_bytes;
     limits.join_request_bytes = wanted.join_request_bytes;
     limits.tracks_per_participant = wanted.tracks_per_participant;
+    limits.allocations_per_worker = wanted.allocations_per_worker;
+    limits.allocations_per_address = wanted.allocations_per_address;
+    limits.permissions_per_allocation = wanted.permissions_per_allocation;
+    limits.channels_per_allocation = wanted.channels_per_allocation;
+    limits.relay_bytes_per_second_per_allocation = wanted.relay_bytes_per_second_per_allocation;
+    limits.relay_bytes_per_second = wanted.relay_bytes_per_second;
+    limits.stun_answers_per_second_per_network = wanted.stun_answers_per_second_per_network;
+    limits.stun_answers_per_second = wanted.stun_answers_per_second;
 }
 
 #[cfg(test)]
@@ -158,7 +174,7 @@ mod tests {
     use super::*;
 
     /// Keys that take effect at once; those that end with a dot stand for their section.
-    const LIVE: [&str; 14] = [
+    const LIVE: [&str; 31] = [
         "server.allowed_origins",
         "server.drain_deadline_s",
         "tls.cert_file",
@@ -170,6 +186,23 @@ mod tests {
         "limits.message_bytes",
         "limits.join_request_bytes",
         "limits.tracks_per_participant",
+        "limits.allocations_per_worker",
+        "limits.allocations_per_address",
+        "limits.permissions_per_allocation",
+        "limits.channels_per_allocation",
+        "limits.relay_bytes_per_second_per_allocation",
+        "limits.relay_bytes_per_second",
+        "limits.stun_answers_per_second_per_network",
+        "limits.stun_answers_per_second",
+        "turn.peers",
+        "turn.denied_peers",
+        "turn.shared_secrets",
+        "turn.users",
+        "turn.realms",
+        "turn.hidden_usernames",
+        "turn.allocations_per_user",
+        "turn.older_channel_numbers",
+        "turn.alternate_servers",
         "webhooks.api_key",
         "admin.token",
         "log.level",
@@ -182,8 +215,9 @@ mod tests {
     #[test]
     fn what_is_called_live_is_what_is_taken_over() {
         let text = |domain: &str, n: u32| {
+            let is_two = n == 2;
             format!(
-                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\n[admin]\ntoken = \"{n}-is-long-enough-for-it\"\n[audit]\nretention_days = {n}\n"
+                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\nallocations_per_worker = {n}\nallocations_per_address = {n}\npermissions_per_allocation = {n}\nchannels_per_allocation = {n}\nrelay_bytes_per_second_per_allocation = {n}\nrelay_bytes_per_second = {n}\nstun_answers_per_second_per_network = {n}\nstun_answers_per_second = {n}\n[turn]\nrealm = \"{domain}\"\npeers = [\"10.{n}.0.0/16\"]\ndenied_peers = [\"10.{n}.0.0/16\"]\nrelay_ports = [500{n}0, 60000]\nshared_secrets = [\"{domain}\"]\nusers = {{ u = \"{domain}\" }}\nhidden_usernames = {is_two}\nolder_channel_numbers = {is_two}\nallocations_per_user = {n}\nalternate_servers = [\"192.0.2.{n}:3478\"]\nrealms = {{ \"r{n}\" = {{}} }}\n[admin]\ntoken = \"{n}-is-long-enough-for-it\"\n[audit]\nretention_days = {n}\n"
             )
         };
         let (old, new) =
@@ -191,7 +225,18 @@ mod tests {
         let mut taken = old.clone();
         take_over(&mut taken, &new);
         let left = taken.changed(&new);
-        assert_eq!(left, ["audit.retention_days", "limits.connections_per_worker", "server.domain", "server.workers", "tls.state_dir"]);
+        assert_eq!(
+            left,
+            [
+                "audit.retention_days",
+                "limits.connections_per_worker",
+                "server.domain",
+                "server.workers",
+                "tls.state_dir",
+                "turn.realm",
+                "turn.relay_ports"
+            ]
+        );
         for key in old.changed(&new) {
             assert_eq!(is_live(&key), !left.contains(&key), "{key}");
         }

@@ -2,7 +2,10 @@
 //! `deadline` says when to wake and why. Effects go into a sink that the caller passes; nobody calls upward.
 
 pub mod dtls;
+pub mod flood;
 pub mod ice;
+pub mod peer_policy;
+pub mod relay_ports;
 pub mod relay_table;
 pub mod renumber;
 pub mod rtp_in;

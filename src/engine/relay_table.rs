@@ -1,10 +1,13 @@
 //! Allocations, permissions and channels (RFC 8656 §§5-12): what exists, for how long, and how many there may be.
 
-use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr, RelayedAddr};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr};
+use crate::base::pace::Pace;
 use crate::base::time::{Duration, Instant};
-use crate::crypto::HmacSha1;
-use crate::wire::stun::TransactionId;
+use crate::engine::peer_policy::{Peer, PeerPolicy};
+use crate::engine::turn_auth::{LongTermKey, Signer};
+use crate::wire::stun::{Method, TransactionId};
 use std::cmp::Reverse;
+use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
 
@@ -13,13 +16,13 @@ pub const PERMISSION_LIFETIME: Duration = Duration::from_secs(300);
 /// Life of a channel (§12). Its permission must be refreshed twice as often.
 pub const CHANNEL_LIFETIME: Duration = Duration::from_secs(600);
 const _: () = assert!(PERMISSION_LIFETIME.as_secs() < CHANNEL_LIFETIME.as_secs());
-/// Permissions of one allocation: a browser asks for one per remote candidate.
-pub const PERMISSIONS_MAX: usize = 64;
-/// Channels of one allocation.
-pub const CHANNELS_MAX: usize = 16;
+
+/// Places that tables keep for whoever comes next.
+const KEPT_MIN: usize = 1024;
 
 struct Permission {
     peer: IpAddr,
+    kind: Peer,
     expires: Instant,
 }
 
@@ -29,98 +32,212 @@ struct Channel {
     expires: Instant,
 }
 
+/// An address family of relayed addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub const BOTH: [Family; 2] = [Family::V4, Family::V6];
+
+    pub fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+/// The socket of one family.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Socket {
+    #[default]
+    Closed,
+    /// The driver was asked for it.
+    Opening,
+    Open,
+}
+
+/// What an allocation needs once it may talk to others than the SFU.
+#[derive(Default)]
+pub struct Outside {
+    pub sockets: [Socket; 2],
+    /// Requests whose answers wait for a socket.
+    pub waiting: Vec<(Method, TransactionId, Signer)>,
+    pub pace: Pace,
+}
+
+/// Of which families an allocation has a relayed address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Families {
+    pub v4: bool,
+    pub v6: bool,
+}
+
+impl Families {
+    pub fn has(self, family: Family) -> bool {
+        match family {
+            Family::V4 => self.v4,
+            Family::V6 => self.v6,
+        }
+    }
+}
+
+/// What an allocation is counted under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tallies {
+    pub user: u64,
+    pub source: u64,
+}
+
 /// One client's relay. A plain value: it moves to another worker whole.
 pub struct Allocation {
     pub id: AllocationId,
     pub carrier: Carrier,
     pub client: ClientAddr,
-    pub relayed: RelayedAddr,
-    pub username: Vec<u8>,
-    pub quota_name: Vec<u8>,
-    pub key: HmacSha1,
+    /// Port of its relayed address, the same in both families.
+    pub port: u16,
+    pub families: Families,
+    pub username: Box<[u8]>,
+    pub key: LongTermKey,
+    pub tallies: Tallies,
     /// Transaction that made it: its retransmission gets the same answer (§7.2).
     pub made_by: TransactionId,
+    /// For the port that was kept back for its user, if one was.
+    pub token: Option<[u8; 8]>,
+    /// As it was granted at first.
+    pub lifetime_s: u32,
     pub expires: Instant,
     /// It went to its owner once; it does not move again.
     pub has_moved: bool,
+    pub outside: Option<Box<Outside>>,
     permissions: Vec<Permission>,
     channels: Vec<Channel>,
 }
 
-/// Why a permission or channel was not granted.
+/// What a new allocation is made from.
+pub struct Order<'a> {
+    pub id: AllocationId,
+    pub carrier: Carrier,
+    pub client: ClientAddr,
+    pub port: u16,
+    pub families: Families,
+    pub username: &'a [u8],
+    pub key: LongTermKey,
+    pub tallies: Tallies,
+    pub made_by: TransactionId,
+    pub token: Option<[u8; 8]>,
+    pub lifetime_s: u32,
+}
+
+/// As many as an allocation may have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TableRefusal {
-    Full,
-    /// The number belongs to another peer, or the peer has another number.
-    Conflict,
+pub enum Full {
+    Permissions,
+    Channels,
+}
+
+/// One more, without room for several: most allocations have one of each.
+fn push_tight<T>(list: &mut Vec<T>, item: T) {
+    if list.len() == list.capacity() && list.len() < 2 {
+        list.reserve_exact(1);
+    }
+    list.push(item);
 }
 
 impl Allocation {
-    #[allow(clippy::too_many_arguments, reason = "the parts of one value, each of a type of its own")]
-    pub fn new(
-        id: AllocationId,
-        carrier: Carrier,
-        client: ClientAddr,
-        relayed: RelayedAddr,
-        username: &[u8],
-        quota_name: &[u8],
-        key: HmacSha1,
-        made_by: TransactionId,
-        expires: Instant,
-    ) -> Self {
+    pub fn new(now: Instant, order: Order<'_>) -> Self {
+        let Order { id, carrier, client, port, families, username, key, tallies, made_by, token, lifetime_s } = order;
         Self {
             id,
             carrier,
             client,
-            relayed,
-            username: username.to_vec(),
-            quota_name: quota_name.to_vec(),
+            port,
+            families,
+            username: username.into(),
             key,
+            tallies,
             made_by,
-            expires,
+            token,
+            lifetime_s,
+            expires: now + Duration::from_secs(lifetime_s.into()),
             has_moved: false,
+            outside: None,
             permissions: Vec::new(),
             channels: Vec::new(),
         }
     }
 
-    /// Whether traffic with this address is permitted: by IP alone (§9).
-    pub fn permits(&self, now: Instant, peer: IpAddr) -> bool {
-        self.permissions.iter().any(|p| p.peer == peer && p.expires > now)
+    /// What a permitted address is; `None` without a permission. By IP alone (§9).
+    pub fn permitted(&self, now: Instant, peer: IpAddr) -> Option<Peer> {
+        self.permissions.iter().find(|p| p.peer == peer && p.expires > now).map(|p| p.kind)
     }
 
     /// Installs or refreshes permissions for all `peers`, or for none.
-    pub fn permit(&mut self, now: Instant, peers: &[IpAddr]) -> Result<(), TableRefusal> {
+    pub fn permit(&mut self, now: Instant, peers: &[(IpAddr, Peer)], permissions_max: usize) -> Result<(), Full> {
         self.permissions.retain(|p| p.expires > now);
-        let fresh = peers.iter().enumerate().filter(|(i, ip)| !peers[..*i].contains(ip) && !self.permits(now, **ip)).count();
-        if self.permissions.len() + fresh > PERMISSIONS_MAX {
-            return Err(TableRefusal::Full);
+        let is_known = |ip: &IpAddr| self.permissions.iter().any(|p| p.peer == *ip);
+        let fresh =
+            peers.iter().enumerate().filter(|(i, (ip, _))| !peers[..*i].iter().any(|(before, _)| before == ip) && !is_known(ip)).count();
+        if self.permissions.len() + fresh > permissions_max {
+            return Err(Full::Permissions);
         }
         let expires = now + PERMISSION_LIFETIME;
-        for peer in peers {
+        for (peer, kind) in peers {
             match self.permissions.iter_mut().find(|p| p.peer == *peer) {
-                Some(known) => known.expires = expires,
-                None => self.permissions.push(Permission { peer: *peer, expires }),
+                Some(known) => (known.expires, known.kind) = (expires, *kind),
+                None => push_tight(&mut self.permissions, Permission { peer: *peer, kind: *kind, expires }),
             }
         }
         Ok(())
     }
 
-    /// Binds or refreshes a channel, and the permission that goes with it (§12.2).
-    pub fn bind(&mut self, now: Instant, number: u16, peer: PeerAddr) -> Result<(), TableRefusal> {
+    /// Looks at every permission anew, after the rules have changed.
+    pub fn judge(&mut self, policy: &PeerPolicy) {
+        self.permissions.retain_mut(|p| match policy.peer(p.peer) {
+            Some(kind) => {
+                p.kind = kind;
+                true
+            }
+            None => false,
+        });
+    }
+
+    /// Whether anything is permitted that a socket is needed for.
+    pub fn needs_socket(&self, family: Family, of: impl Fn(IpAddr, Peer) -> bool) -> bool {
+        self.permissions.iter().any(|p| Family::of(p.peer) == family && of(p.peer, p.kind))
+    }
+
+    /// Takes back what a socket was needed for.
+    pub fn forbid(&mut self, family: Family, of: impl Fn(IpAddr, Peer) -> bool) {
+        self.permissions.retain(|p| Family::of(p.peer) != family || !of(p.peer, p.kind));
+    }
+
+    /// Whether the number belongs to another peer, or the peer has another number.
+    pub fn conflicts(&self, now: Instant, number: u16, peer: PeerAddr) -> bool {
+        let mut alive = self.channels.iter().filter(|c| c.expires > now);
+        alive.any(|c| (c.number == number) != (c.peer == peer))
+    }
+
+    /// Binds or refreshes a channel that does not conflict, and the permission that goes with it (§12.2).
+    pub fn bind(
+        &mut self,
+        now: Instant,
+        number: u16,
+        peer: PeerAddr,
+        kind: Peer,
+        permissions_max: usize,
+        channels_max: usize,
+    ) -> Result<(), Full> {
         self.channels.retain(|c| c.expires > now);
-        let known = self.channels.iter().position(|c| c.number == number || c.peer == peer);
-        if known.is_some_and(|at| (self.channels[at].number, self.channels[at].peer) != (number, peer)) {
-            return Err(TableRefusal::Conflict);
+        let known = self.channels.iter().position(|c| c.number == number);
+        if known.is_none() && self.channels.len() >= channels_max {
+            return Err(Full::Channels);
         }
-        if known.is_none() && self.channels.len() >= CHANNELS_MAX {
-            return Err(TableRefusal::Full);
-        }
-        self.permit(now, &[peer.ip()])?;
+        self.permit(now, &[(peer.ip(), kind)], permissions_max)?;
         let expires = now + CHANNEL_LIFETIME;
         match known {
             Some(at) => self.channels[at].expires = expires,
-            None => self.channels.push(Channel { number, peer, expires }),
+            None => push_tight(&mut self.channels, Channel { number, peer, expires }),
         }
         Ok(())
     }
@@ -132,6 +249,19 @@ impl Allocation {
     pub fn channel_to(&self, now: Instant, peer: PeerAddr) -> Option<u16> {
         self.channels.iter().find(|c| c.peer == peer && c.expires > now).map(|c| c.number)
     }
+
+    /// One family fewer (§8.2): nothing of it is permitted any longer.
+    pub fn drop_family(&mut self, family: Family) {
+        match family {
+            Family::V4 => self.families.v4 = false,
+            Family::V6 => self.families.v6 = false,
+        }
+        self.permissions.retain(|p| Family::of(p.peer) != family);
+        self.channels.retain(|c| Family::of(c.peer.ip()) != family);
+        if let Some(outside) = &mut self.outside {
+            outside.sockets[family as usize] = Socket::Closed;
+        }
+    }
 }
 
 /// All allocations of one worker.
@@ -139,7 +269,8 @@ impl Allocation {
 pub struct RelayTable {
     by_id: IdMap<AllocationId, Allocation>,
     by_carrier: HashMap<Carrier, AllocationId>,
-    per_user: HashMap<Vec<u8>, usize>,
+    /// Allocations of each user and each source, on all workers together.
+    tallies: IdMap<u64, u32>,
     /// When each allocation is to be looked at; a refresh is found out then.
     ends: BinaryHeap<Reverse<(Instant, AllocationId)>>,
 }
@@ -153,12 +284,38 @@ impl RelayTable {
         self.by_id.is_empty()
     }
 
-    pub fn of_user(&self, quota_name: &[u8]) -> usize {
-        self.per_user.get(quota_name).copied().unwrap_or(0)
+    pub fn tally(&self, name: u64) -> usize {
+        self.tallies.get(&name).map_or(0, |n| *n as usize)
+    }
+
+    /// Who is counted nowhere any more takes no room.
+    pub fn tallied(&self) -> usize {
+        self.tallies.len()
+    }
+
+    pub fn count_in(&mut self, tallies: Tallies) {
+        for name in [tallies.user, tallies.source] {
+            *self.tallies.entry(name).or_default() += 1;
+        }
+    }
+
+    pub fn count_out(&mut self, tallies: Tallies) {
+        for name in [tallies.user, tallies.source] {
+            if let Entry::Occupied(mut count) = self.tallies.entry(name) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
     }
 
     pub fn get(&self, id: AllocationId) -> Option<&Allocation> {
         self.by_id.get(&id)
+    }
+
+    pub fn by_carrier(&self, carrier: Carrier) -> Option<&Allocation> {
+        self.by_id.get(self.by_carrier.get(&carrier)?)
     }
 
     pub fn id_of(&self, carrier: Carrier) -> Option<AllocationId> {
@@ -169,24 +326,39 @@ impl RelayTable {
         self.by_id.get_mut(&id)
     }
 
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Allocation> {
+        self.by_id.values_mut()
+    }
+
     pub fn insert(&mut self, allocation: Allocation) {
         let id = allocation.id;
         self.ends.push(Reverse((allocation.expires, id)));
         self.by_carrier.insert(allocation.carrier, id);
-        *self.per_user.entry(allocation.quota_name.clone()).or_default() += 1;
         self.by_id.insert(id, allocation);
     }
 
     pub fn remove(&mut self, id: AllocationId) -> Option<Allocation> {
         let allocation = self.by_id.remove(&id)?;
         self.by_carrier.remove(&allocation.carrier);
-        if let Some(count) = self.per_user.get_mut(&allocation.quota_name) {
-            *count -= 1;
-            if *count == 0 {
-                self.per_user.remove(&allocation.quota_name);
-            }
-        }
+        self.tidy();
         Some(allocation)
+    }
+
+    /// A crowd that came and went leaves no empty halls, and no list of when each was to end.
+    fn tidy(&mut self) {
+        let few = 2 * self.by_id.len() + KEPT_MIN;
+        if self.ends.len() > 2 * few {
+            let by_id = &self.by_id;
+            self.ends.retain(|Reverse((_, id))| by_id.contains_key(id));
+            self.ends.shrink_to(few);
+        }
+        if self.by_id.capacity() > 4 * few {
+            self.by_id.shrink_to(few);
+            self.by_carrier.shrink_to(few);
+        }
+        if self.tallies.capacity() > 4 * (2 * self.tallies.len() + KEPT_MIN) {
+            self.tallies.shrink_to(2 * self.tallies.len() + KEPT_MIN);
+        }
     }
 
     /// When an allocation may expire next.

@@ -1,46 +1,96 @@
 //! TURN server of one worker: requests in, answers and deliveries out.
 //!
-//! Path:  shard/mod.rs -> here -> relay_table.rs; a delivery goes back to shard/mod.rs, which hands it to the SFU.
+//! Path:  shard/relaying.rs -> here -> relay_table.rs; a delivery goes back to the shard, which hands it to the SFU, to another
+//!        allocation, or to the relay's own socket.
 //! Specs: RFC 8656 (TURN), RFC 8489 (STUN). Not here, on purpose: TCP relays (RFC 6062), mobility (RFC 8016).
 //! Rule:  no socket, no clock, no global; equal inputs give equal effects.
 //!
-//! The relay talks to this SFU and to nobody else: a permission is granted for the SFU's own addresses only, and what
-//! is sent must name exactly its media port. Such an allocation needs no socket; its relayed address is a name.
+//! Whom the relay talks to is [`crate::engine::peer_policy`]'s to say. An allocation that has to do with the SFU alone needs no
+//! socket: its relayed address is a name.
+
+mod allocating;
+mod relaying;
 
 use crate::base::id::{AllocationId, Carrier, ClientAddr, PeerAddr, RelayedAddr, WorkerId};
+use crate::base::pace::Pace;
 use crate::base::rng::Rng;
-use crate::base::time::{Duration, Instant, Now};
-use crate::crypto::HmacSha1;
-use crate::engine::relay_table::{Allocation, RelayTable, TableRefusal};
-use crate::engine::turn_auth::{AuthRefusal, Authenticated, Secrets};
+use crate::base::time::{Instant, Now};
+use crate::engine::flood::{Ration, Strangers};
+use crate::engine::peer_policy::{Opens, PeerPolicy};
+use crate::engine::relay_ports::{Holder, RelayPorts};
+use crate::engine::relay_table::{Allocation, Family, Outside, RelayTable, Socket, Tallies};
+use crate::engine::turn_auth::{AuthRefusal, Authenticated, Secrets, Signer, participant_of};
 use crate::wire::stun::{Class, Message, Method, Refused, TransactionId, Writer, attr};
-use crate::wire::turn::{CHANNELS, TRANSPORT_UDP, channel_data};
-use std::net::{IpAddr, SocketAddr};
+use crate::wire::turn::CHANNELS;
+pub use relaying::Icmp;
+use std::net::SocketAddr;
 use std::ops::{Range, RangeInclusive};
 use std::sync::Arc;
 
-const ADDRESS_ERROR_CODE: u16 = 0x8001;
-const FAMILY_IPV4: u8 = 1;
-const FAMILY_IPV6: u8 = 2;
-
-/// What the relay may do; shared by all workers.
+/// What the relay may do; shared by all workers, and changed as a whole.
+#[derive(Clone)]
 pub struct TurnConfig {
     pub secrets: Secrets,
-    /// The SFU's media addresses as clients know them: the only peers. Exact port included.
-    pub sfu: Vec<SocketAddr>,
-    /// Ports that relayed addresses are named from. Nothing is bound.
+    pub peers: PeerPolicy,
+    /// Ports that relayed addresses have. While the relay is closed they are names, and nothing is bound.
     pub relay_ports: RangeInclusive<u16>,
     pub allocations_per_user_max: usize,
+    /// Allocations of one source address; 0 is no limit.
+    pub allocations_per_address_max: usize,
     /// Allocations of one worker.
     pub allocations_max: usize,
+    pub permissions_max: usize,
+    pub channels_max: usize,
+    pub channel_numbers: RangeInclusive<u16>,
     /// Shortest and longest life of an allocation, seconds (RFC 8656 §7.2).
     pub lifetime_s: RangeInclusive<u32>,
+    /// What one allocation, and one worker, relays to and from peers other than the SFU, bytes a second; 0 is no limit.
+    pub bytes_per_allocation: u64,
+    pub bytes_in_all: u64,
+    /// Challenges and STUN answers to those who are not authenticated.
+    pub ration: Ration,
+    /// Where clients are sent while this server drains (RFC 8489 §10).
+    pub alternates: Vec<SocketAddr>,
     pub workers: u8,
+}
+
+impl TurnConfig {
+    /// A relay to this SFU alone, with the limits that a server has by default.
+    pub fn closed(secrets: Secrets, sfu: Vec<SocketAddr>, workers: u8) -> Self {
+        Self {
+            secrets,
+            peers: PeerPolicy { sfu, ..PeerPolicy::new(Opens::Nobody, Vec::new()) },
+            relay_ports: 49152..=65535,
+            allocations_per_user_max: 16,
+            allocations_per_address_max: 0,
+            allocations_max: 65_536,
+            permissions_max: 64,
+            channels_max: 16,
+            channel_numbers: CHANNELS,
+            lifetime_s: 600..=3600,
+            bytes_per_allocation: 0,
+            bytes_in_all: 0,
+            ration: Ration { per_network: 0, in_all: 0 },
+            alternates: Vec::new(),
+            workers,
+        }
+    }
+}
+
+/// Whose message it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Origin<'a> {
+    pub carrier: Carrier,
+    pub client: ClientAddr,
+    /// The name that a TLS client asked for.
+    pub server_name: Option<&'a str>,
 }
 
 /// Why a well-formed request was turned down. Every variant has one code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
+    /// This server drains, and another is there for its clients.
+    TryAlternate(SocketAddr),
     BadRequest,
     Unauthenticated,
     PeerForbidden,
@@ -51,14 +101,23 @@ pub enum Refusal {
     WrongCredentials,
     TransportUnsupported,
     FamilyMismatch,
-    QuotaReached,
+    UserQuotaReached,
+    SourceQuotaReached,
     CapacityReached,
+    /// The range has no port for it, or its token no reservation.
+    NoPort,
+    TooManyPermissions,
+    TooManyChannels,
+    /// The port of its relayed address could not be opened.
+    NoSocket,
+    Draining,
 }
 
 impl Refusal {
     /// ERROR-CODE (RFC 8489 §14.8, RFC 8656 §19). No `_` arm: a new variant must choose.
     pub fn code(self) -> u16 {
         match self {
+            Self::TryAlternate(_) => 300,
             Self::BadRequest => 400,
             Self::Unauthenticated => 401,
             Self::PeerForbidden => 403,
@@ -69,8 +128,10 @@ impl Refusal {
             Self::WrongCredentials => 441,
             Self::TransportUnsupported => 442,
             Self::FamilyMismatch => 443,
-            Self::QuotaReached => 486,
-            Self::CapacityReached => 508,
+            Self::UserQuotaReached | Self::SourceQuotaReached => 486,
+            Self::CapacityReached | Self::NoPort | Self::TooManyPermissions | Self::TooManyChannels | Self::NoSocket | Self::Draining => {
+                508
+            }
         }
     }
 }
@@ -83,11 +144,19 @@ pub enum TurnDrop {
     BadFingerprint,
     /// Responses, Data indications, Binding indications: nothing a server answers.
     NotARequest,
+    /// Strangers of this network have had their ration of answers.
+    Rationed,
     NoAllocation,
     NoPermission,
     ChannelUnbound,
-    /// The peer is not the SFU's media port.
+    /// The relay is closed, and the peer is not the SFU's media port.
     PeerNotSfu,
+    /// One of our own addresses at a port that is no relayed one, or at one that we listen on.
+    PeerIsOwn,
+    /// The relay's socket is not open (yet).
+    NoSocket,
+    /// More than the allocation, or all of them, may relay.
+    TooFast,
 }
 
 impl From<Refused> for TurnDrop {
@@ -108,6 +177,33 @@ pub enum Effect {
         peer: PeerAddr,
         payload: Range<usize>,
     },
+    /// It is for the allocation that has the relayed address `to`.
+    Loop {
+        from: RelayedAddr,
+        to: RelayedAddr,
+        payload: Range<usize>,
+    },
+    /// It leaves through the allocation's own socket.
+    Outward {
+        allocation: AllocationId,
+        peer: PeerAddr,
+        payload: Range<usize>,
+        dont_fragment: bool,
+    },
+    /// A socket at this address is wanted: tell by [`Turn::socket_opened`] what became of it.
+    OpenSocket {
+        allocation: AllocationId,
+        at: RelayedAddr,
+    },
+    CloseSocket {
+        allocation: AllocationId,
+        family: Family,
+    },
+    /// An answer that had to wait.
+    Answer {
+        carrier: Carrier,
+        bytes: Vec<u8>,
+    },
     Opened {
         allocation: AllocationId,
     },
@@ -115,10 +211,19 @@ pub enum Effect {
         allocation: AllocationId,
         carrier: Carrier,
     },
+    /// To be told to the other workers: who has a port, and who is counted.
+    Port {
+        port: u16,
+        is_held: bool,
+    },
+    Tally {
+        tallies: Tallies,
+        is_more: bool,
+    },
     Refused(Refusal),
 }
 
-/// How a payload from the SFU is dressed on its way to a relayed client.
+/// How a payload is dressed on its way to a relay's client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dress {
     Channel(u16),
@@ -129,17 +234,36 @@ pub struct Turn {
     config: Arc<TurnConfig>,
     worker: WorkerId,
     table: RelayTable,
+    ports: RelayPorts,
+    strangers: Strangers,
+    pace: Pace,
     made: u64,
+    is_draining: bool,
     dice: Rng,
 }
 
 impl Turn {
-    pub fn new(config: Arc<TurnConfig>, worker: WorkerId, dice: Rng) -> Self {
-        Self { config, worker, table: RelayTable::default(), made: 0, dice }
+    pub fn new(config: Arc<TurnConfig>, worker: WorkerId, mut dice: Rng) -> Self {
+        Self {
+            ports: RelayPorts::new(config.relay_ports.clone(), worker, config.workers),
+            strangers: Strangers::new(&mut dice),
+            table: RelayTable::default(),
+            pace: Pace::default(),
+            made: 0,
+            is_draining: false,
+            config,
+            worker,
+            dice,
+        }
     }
 
     pub fn allocations(&self) -> usize {
         self.table.len()
+    }
+
+    /// Entries that are kept besides allocations: ports, and who is counted. None is left when no allocation is.
+    pub fn leftovers(&self) -> usize {
+        self.ports.len() + self.table.tallied()
     }
 
     pub fn get(&self, id: AllocationId) -> Option<&Allocation> {
@@ -150,365 +274,204 @@ impl Turn {
         self.table.id_of(carrier)
     }
 
+    /// The relayed address that a peer of this family sees.
+    pub fn relayed(&self, id: AllocationId, family: Family) -> Option<RelayedAddr> {
+        self.relayed_of(self.table.get(id)?, family)
+    }
+
+    fn relayed_of(&self, allocation: &Allocation, family: Family) -> Option<RelayedAddr> {
+        let ip = self.config.peers.relay_ip(family == Family::V4).filter(|_| allocation.families.has(family))?;
+        Some(RelayedAddr(SocketAddr::new(ip, allocation.port)))
+    }
+
+    /// The participant that an allocation is bound to: it may reach that one's session and nothing else.
+    pub fn participant(&self, id: AllocationId) -> Option<&str> {
+        participant_of(&self.table.get(id)?.username)
+    }
+
+    /// Takes new settings; what is no longer permitted ends.
+    pub fn reconfigure(&mut self, config: Arc<TurnConfig>) {
+        for allocation in self.table.iter_mut() {
+            allocation.judge(&config.peers);
+        }
+        self.config = config;
+    }
+
+    /// New allocations are refused from now on.
+    pub fn drain(&mut self) {
+        self.is_draining = true;
+    }
+
     /// Takes an allocation out, to be [`Turn::adopt`]ed by another worker.
-    pub fn release(&mut self, id: AllocationId) -> Option<Allocation> {
-        self.table.remove(id)
+    pub fn release(&mut self, id: AllocationId, out: &mut Vec<Effect>) -> Option<Allocation> {
+        let mut allocation = self.table.remove(id)?;
+        if let Some(outside) = &mut allocation.outside {
+            close_sockets(id, outside, out);
+        }
+        Some(allocation)
     }
 
-    pub fn adopt(&mut self, mut allocation: Allocation) {
+    pub fn adopt(&mut self, mut allocation: Allocation, out: &mut Vec<Effect>) {
         allocation.has_moved = true;
+        let id = allocation.id;
+        if self.config.peers.is_open() {
+            self.ports.hold(allocation.port, Holder::Here(id));
+            out.push(Effect::Port { port: allocation.port, is_held: true });
+        }
         self.table.insert(allocation);
+        self.open_sockets(id, out);
     }
 
-    /// Takes one STUN or ChannelData message of `client`; leaves the answer in `reply` (empty: none).
-    pub fn handle(
-        &mut self,
-        now: Now,
-        carrier: Carrier,
-        client: ClientAddr,
-        bytes: &[u8],
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), TurnDrop> {
+    /// Another worker has a port, or gave it back.
+    pub fn port_held(&mut self, port: u16, by: WorkerId, is_held: bool) {
+        match is_held {
+            true => self.ports.hold(port, Holder::At(by)),
+            false => self.ports.free(port, Holder::At(by)),
+        }
+    }
+
+    /// Another worker opened an allocation, or closed one.
+    pub fn tallied(&mut self, tallies: Tallies, is_more: bool) {
+        if is_more { self.table.count_in(tallies) } else { self.table.count_out(tallies) }
+    }
+
+    /// Takes one STUN or ChannelData message of a client; leaves the answer in `reply` (empty: none).
+    pub fn handle(&mut self, now: Now, from: Origin<'_>, bytes: &[u8], reply: &mut Vec<u8>, out: &mut Vec<Effect>) -> Result<(), TurnDrop> {
         reply.clear();
         if bytes.first().is_some_and(|b| b & 0xC0 == 0x40) {
-            return self.channel_data(now.mono, carrier, bytes, out);
+            return self.channel_data(now.mono, from.carrier, bytes, out);
         }
         let message = Message::decode(bytes)?;
         match (message.class, message.method) {
             (Class::Request, Method::Binding) => {
-                binding(client, &message, reply);
+                self.may_answer(now.mono, from.client)?;
+                binding(from.client, &message, reply);
                 Ok(())
             }
             (Class::Request, Method::Send | Method::Data) => Err(TurnDrop::UnknownMethod),
-            (Class::Request, _) => {
-                self.request(now, carrier, client, &message, reply, out);
-                Ok(())
-            }
-            (Class::Indication, Method::Send) => self.send_indication(now.mono, carrier, bytes, &message, out),
+            (Class::Request, _) => self.request(now, from, &message, reply, out),
+            (Class::Indication, Method::Send) => self.send_indication(now.mono, from.carrier, bytes, &message, out),
             _ => Err(TurnDrop::NotARequest),
         }
+    }
+
+    fn may_answer(&mut self, now: Instant, client: ClientAddr) -> Result<(), TurnDrop> {
+        if self.strangers.may_answer(now, client.ip(), self.config.ration) { Ok(()) } else { Err(TurnDrop::Rationed) }
     }
 
     fn request(
         &mut self,
         now: Now,
-        carrier: Carrier,
-        client: ClientAddr,
+        from: Origin<'_>,
         request: &Message<'_>,
         reply: &mut Vec<u8>,
         out: &mut Vec<Effect>,
-    ) {
+    ) -> Result<(), TurnDrop> {
         let config = Arc::clone(&self.config);
-        let id = request.transaction_id();
-        let method = request.method;
+        let (id, method) = (request.transaction_id(), request.method);
         let is_allocate = method == Method::Allocate;
-        let user = match config.secrets.authenticate(now.wall, client, request, is_allocate) {
+        let known = self.table.by_carrier(from.carrier).filter(|_| !is_allocate).map(|a| (&a.username[..], a.key));
+        let user = match config.secrets.authenticate(now.wall, from.client, request, is_allocate, known) {
             Ok(user) => user,
             Err(why) => {
+                self.may_answer(now.mono, from.client)?;
                 let refusal = match why {
                     AuthRefusal::Unauthenticated => Refusal::Unauthenticated,
                     AuthRefusal::Incomplete => Refusal::BadRequest,
                     AuthRefusal::StaleNonce => Refusal::StaleNonce,
                 };
-                let mut w = Writer::new(reply, method, Class::Error, id);
-                w.error_code(refusal.code());
+                let mut answer = Writer::new(reply, method, Class::Error, id);
+                answer.error_code(refusal.code());
                 if refusal != Refusal::BadRequest {
-                    let nonce = config.secrets.nonce(now.wall, client);
-                    w.attribute(attr::REALM, config.secrets.realm().as_bytes()).attribute(attr::NONCE, nonce.as_bytes());
+                    let realm = config.secrets.realm_for(from.server_name);
+                    config.secrets.challenge(now.wall, from.client, realm, &mut answer);
                 }
                 out.push(Effect::Refused(refusal));
-                return;
+                return Ok(());
             }
         };
-        let sign = |bytes: &[u8]| user.key().sign(&[bytes]);
-        let unknown: Vec<u8> =
-            request.attributes().filter(|(k, _)| !is_understood(*k)).take(8).flat_map(|(k, _)| k.to_be_bytes()).collect();
+        let unknown = unknown_attributes(request);
         let outcome = if unknown.is_empty() {
             match method {
-                Method::Allocate => self.allocate(now.mono, carrier, client, request, &user, reply, out),
-                Method::Refresh => self.refresh(now.mono, carrier, request, &user, reply, out),
-                Method::CreatePermission => self.create_permission(now.mono, carrier, request, &user, reply),
-                Method::ChannelBind => self.channel_bind(now.mono, carrier, request, &user, reply),
+                Method::Allocate => self.allocate(now, from, request, &user, reply, out),
+                Method::Refresh => self.refresh(now.mono, from.carrier, request, &user, reply, out),
+                Method::CreatePermission => self.create_permission(now.mono, from.carrier, request, &user, reply, out),
+                Method::ChannelBind => self.channel_bind(now.mono, from.carrier, request, &user, reply, out),
                 Method::Binding | Method::Send | Method::Data => Err(Refusal::BadRequest),
             }
         } else {
             Err(Refusal::UnknownAttribute)
         };
         if let Err(refusal) = outcome {
-            let mut w = Writer::new(reply, method, Class::Error, id);
-            w.error_code(refusal.code());
-            if refusal == Refusal::UnknownAttribute {
-                w.attribute(attr::UNKNOWN_ATTRIBUTES, &unknown);
+            let mut answer = Writer::new(reply, method, Class::Error, id);
+            answer.error_code(refusal.code());
+            match refusal {
+                Refusal::UnknownAttribute => _ = answer.attribute(attr::UNKNOWN_ATTRIBUTES, &unknown),
+                Refusal::TryAlternate(server) => _ = answer.address(attr::ALTERNATE_SERVER, server),
+                _ => {}
             }
-            w.integrity(sign);
+            user.signer().sign(&mut answer);
             out.push(Effect::Refused(refusal));
         }
-    }
-
-    /// RFC 8656 §7.2, in its order.
-    #[allow(clippy::too_many_arguments, reason = "the request and where it came from")]
-    fn allocate(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        client: ClientAddr,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let id = request.transaction_id();
-        if let Some(known) = self.table.id_of(carrier).and_then(|id| self.table.get(id)) {
-            if known.made_by != id {
-                return Err(Refusal::NoAllocation);
-            }
-            let lifetime_s = known.expires.since(now).as_secs() as u32;
-            allocated(reply, id, known.relayed, client, lifetime_s, None, user.key());
-            return Ok(());
-        }
-        match request.get(attr::REQUESTED_TRANSPORT) {
-            Some([TRANSPORT_UDP, _, _, _]) => {}
-            Some([_, _, _, _]) => return Err(Refusal::TransportUnsupported),
-            _ => return Err(Refusal::BadRequest),
-        }
-        let requested = request.get(attr::REQUESTED_ADDRESS_FAMILY).map(|v| v.first().copied().unwrap_or(0));
-        let additional = request.get(attr::ADDITIONAL_ADDRESS_FAMILY).map(|v| v.first().copied().unwrap_or(0));
-        if request.get(attr::RESERVATION_TOKEN).is_some() {
-            let contradicts = request.get(attr::EVEN_PORT).is_some() || requested.is_some() || additional.is_some();
-            return Err(if contradicts { Refusal::BadRequest } else { Refusal::CapacityReached });
-        }
-        if requested.is_some() && additional.is_some() || additional.is_some_and(|f| f != FAMILY_IPV6) {
-            return Err(Refusal::BadRequest);
-        }
-        let family = match requested {
-            None | Some(FAMILY_IPV4) => FAMILY_IPV4,
-            Some(FAMILY_IPV6) => FAMILY_IPV6,
-            Some(_) => return Err(Refusal::FamilyUnsupported),
-        };
-        let is_family = |ip: &IpAddr| ip.is_ipv4() == (family == FAMILY_IPV4);
-        let ip = self.config.sfu.iter().map(SocketAddr::ip).find(is_family).ok_or(Refusal::FamilyUnsupported)?;
-        if request.get(attr::EVEN_PORT).is_some_and(|v| v.first().is_some_and(|b| b & 0x80 != 0)) {
-            return Err(Refusal::CapacityReached);
-        }
-        if self.table.of_user(user.quota_name()) >= self.config.allocations_per_user_max {
-            return Err(Refusal::QuotaReached);
-        }
-        if self.table.len() >= self.config.allocations_max {
-            return Err(Refusal::CapacityReached);
-        }
-        let lifetime_s = self.granted_lifetime_s(request);
-        let relayed = RelayedAddr(SocketAddr::new(ip, self.name_port()));
-        self.made += 1;
-        let allocation_id = AllocationId(u64::from(self.worker.0) << 56 | self.made);
-        let expires = now + Duration::from_secs(lifetime_s.into());
-        let (username, quota_name, key) = (user.username(), user.quota_name(), user.key().clone());
-        let allocation = Allocation::new(allocation_id, carrier, client, relayed, username, quota_name, key, id, expires);
-        self.table.insert(allocation);
-        let lacking = additional.map(|_| FAMILY_IPV6);
-        allocated(reply, id, relayed, client, lifetime_s, lacking, user.key());
-        out.push(Effect::Opened { allocation: allocation_id });
         Ok(())
-    }
-
-    /// A port for a relayed address. Workers count in steps of their number from a random start, so that one client's
-    /// allocations never share a name although no worker knows the others' (a port comes back after the whole range).
-    fn name_port(&mut self) -> u16 {
-        let (first, last) = (u64::from(*self.config.relay_ports.start()), u64::from(*self.config.relay_ports.end()));
-        let workers = u64::from(self.config.workers.max(1));
-        let slots = ((last - first + 1) / workers).max(1);
-        if self.made == 0 {
-            self.made = self.dice.below(slots);
-        }
-        (first + (self.made % slots) * workers + u64::from(self.worker.0) % workers).min(last) as u16
-    }
-
-    fn granted_lifetime_s(&self, request: &Message<'_>) -> u32 {
-        let (min, max) = (*self.config.lifetime_s.start(), *self.config.lifetime_s.end());
-        request.get_u32(attr::LIFETIME).map_or(min, |asked| asked.clamp(min, max))
     }
 
     /// The allocation of this 5-tuple, if it is this user's (RFC 8656 §5).
     fn own(&mut self, carrier: Carrier, user: &Authenticated<'_>) -> Result<&mut Allocation, Refusal> {
         let id = self.table.id_of(carrier).ok_or(Refusal::NoAllocation)?;
         let allocation = self.table.get_mut(id).ok_or(Refusal::NoAllocation)?;
-        if allocation.username != user.username() {
+        if *allocation.username != *user.username() {
             return Err(Refusal::WrongCredentials);
         }
         Ok(allocation)
     }
 
-    /// RFC 8656 §8.2.
-    fn refresh(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let lifetime_s = match request.get_u32(attr::LIFETIME) {
-            Some(0) => 0,
-            _ => self.granted_lifetime_s(request),
-        };
-        let allocation = self.own(carrier, user)?;
-        let asked = request.get(attr::REQUESTED_ADDRESS_FAMILY).map(|v| v.first() == Some(&FAMILY_IPV4));
-        if asked.is_some_and(|v4| v4 != allocation.relayed.ip().is_ipv4()) {
-            return Err(Refusal::FamilyMismatch);
-        }
-        let id = allocation.id;
-        if lifetime_s == 0 {
-            self.table.remove(id);
-            out.push(Effect::Closed { allocation: id, carrier });
-        } else {
-            allocation.expires = now + Duration::from_secs(lifetime_s.into());
-        }
-        Writer::new(reply, Method::Refresh, Class::Success, request.transaction_id())
-            .u32(attr::LIFETIME, lifetime_s)
-            .integrity(|b| user.key().sign(&[b]));
-        Ok(())
-    }
-
-    /// RFC 8656 §10.2: every peer counts, and one bad peer fails the whole request.
-    fn create_permission(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
-        let config = Arc::clone(&self.config);
-        let allocation = self.own(carrier, user)?;
-        let mut peers = Vec::new();
-        for (_, value) in request.attributes().filter(|(kind, _)| *kind == attr::XOR_PEER_ADDRESS) {
-            let peer = request.xor_address(value).ok_or(Refusal::BadRequest)?;
-            if peer.is_ipv4() != allocation.relayed.ip().is_ipv4() {
-                return Err(Refusal::FamilyMismatch);
-            }
-            peers.push(peer.ip().to_canonical());
-        }
-        if peers.is_empty() {
-            return Err(Refusal::BadRequest);
-        }
-        if !peers.iter().all(|ip| config.sfu.iter().any(|own| own.ip() == *ip)) {
-            return Err(Refusal::PeerForbidden);
-        }
-        allocation.permit(now, &peers).map_err(|_| Refusal::CapacityReached)?;
-        succeeded(reply, Method::CreatePermission, request.transaction_id(), user.key());
-        Ok(())
-    }
-
-    /// RFC 8656 §12.2.
-    fn channel_bind(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-    ) -> Result<(), Refusal> {
-        let config = Arc::clone(&self.config);
-        let allocation = self.own(carrier, user)?;
-        let number = request.get(attr::CHANNEL_NUMBER).filter(|v| v.len() == 4).ok_or(Refusal::BadRequest)?;
-        let number = u16::from_be_bytes([number[0], number[1]]);
-        let peer = request.get(attr::XOR_PEER_ADDRESS).and_then(|v| request.xor_address(v)).ok_or(Refusal::BadRequest)?;
-        if !CHANNELS.contains(&number) {
-            return Err(Refusal::BadRequest);
-        }
-        if peer.is_ipv4() != allocation.relayed.ip().is_ipv4() {
-            return Err(Refusal::FamilyMismatch);
-        }
-        if !config.sfu.iter().any(|own| own.ip() == peer.ip()) {
-            return Err(Refusal::PeerForbidden);
-        }
-        allocation.bind(now, number, PeerAddr(peer)).map_err(|why| match why {
-            TableRefusal::Full => Refusal::CapacityReached,
-            TableRefusal::Conflict => Refusal::BadRequest,
-        })?;
-        succeeded(reply, Method::ChannelBind, request.transaction_id(), user.key());
-        Ok(())
-    }
-
-    /// RFC 8656 §11.2: dropped without a word when anything is wrong.
-    fn send_indication(
-        &self,
-        now: Instant,
-        carrier: Carrier,
-        bytes: &[u8],
-        message: &Message<'_>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), TurnDrop> {
-        if message.attributes().any(|(kind, _)| !is_understood(kind)) {
-            return Err(TurnDrop::Malformed);
-        }
-        let allocation = self.table.id_of(carrier).and_then(|id| self.table.get(id)).ok_or(TurnDrop::NoAllocation)?;
-        let peer = message.get(attr::XOR_PEER_ADDRESS).and_then(|v| message.xor_address(v)).ok_or(TurnDrop::Malformed)?;
-        let data = message.get(attr::DATA).ok_or(TurnDrop::Malformed)?;
-        let start = data.as_ptr() as usize - bytes.as_ptr() as usize;
-        self.deliver(now, allocation, PeerAddr(peer), start..start + data.len(), out)
-    }
-
-    fn channel_data(&self, now: Instant, carrier: Carrier, bytes: &[u8], out: &mut Vec<Effect>) -> Result<(), TurnDrop> {
-        let (number, payload) = channel_data(bytes).map_err(|_| TurnDrop::Malformed)?;
-        let allocation = self.table.id_of(carrier).and_then(|id| self.table.get(id)).ok_or(TurnDrop::NoAllocation)?;
-        let peer = allocation.peer_of(now, number).ok_or(TurnDrop::ChannelUnbound)?;
-        self.deliver(now, allocation, peer, payload, out)
-    }
-
-    fn deliver(
-        &self,
-        now: Instant,
-        allocation: &Allocation,
-        peer: PeerAddr,
-        payload: Range<usize>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), TurnDrop> {
-        if !allocation.permits(now, peer.ip()) {
-            return Err(TurnDrop::NoPermission);
-        }
-        // A permission is by IP; the data path insists on the port.
-        if !self.config.sfu.contains(&peer.0) {
-            return Err(TurnDrop::PeerNotSfu);
-        }
-        out.push(Effect::Deliver { allocation: allocation.id, peer, payload });
-        Ok(())
-    }
-
-    /// How the SFU's packets from `peer` reach the client; `None` when nothing permits them (RFC 8656 §11.3).
-    pub fn dress(&self, now: Instant, id: AllocationId, peer: PeerAddr) -> Option<Dress> {
-        let allocation = self.table.get(id)?;
-        if !allocation.permits(now, peer.ip()) {
-            return None;
-        }
-        Some(allocation.channel_to(now, peer).map_or(Dress::Indication(peer), Dress::Channel))
-    }
-
     /// The client's connection is gone: its allocation ends at once (RFC 8656 §5).
     pub fn carrier_lost(&mut self, carrier: Carrier, out: &mut Vec<Effect>) {
-        if let Some(id) = self.table.id_of(carrier) {
-            self.table.remove(id);
-            out.push(Effect::Closed { allocation: id, carrier });
+        if let Some(allocation) = self.table.id_of(carrier).and_then(|id| self.table.remove(id)) {
+            self.end(allocation, out);
         }
     }
 
     /// Ends what has expired.
     pub fn wake(&mut self, now: Instant, out: &mut Vec<Effect>) {
         while let Some(allocation) = self.table.pop_expired(now) {
-            out.push(Effect::Closed { allocation: allocation.id, carrier: allocation.carrier });
+            self.end(allocation, out);
         }
     }
 
     pub fn deadline(&self) -> Option<Instant> {
         self.table.deadline()
     }
+
+    /// Gives back all that an allocation had: every way by which one ends comes through here.
+    fn end(&mut self, mut allocation: Allocation, out: &mut Vec<Effect>) {
+        let Allocation { id, carrier, port, tallies, .. } = allocation;
+        if let Some(outside) = &mut allocation.outside {
+            close_sockets(id, outside, out);
+        }
+        if self.ports.holder(port) == Some(Holder::Here(id)) {
+            self.ports.free(port, Holder::Here(id));
+            out.push(Effect::Port { port, is_held: false });
+        }
+        self.table.count_out(tallies);
+        out.push(Effect::Tally { tallies, is_more: false });
+        out.push(Effect::Closed { allocation: id, carrier });
+    }
+}
+
+fn close_sockets(allocation: AllocationId, outside: &mut Outside, out: &mut Vec<Effect>) {
+    for family in Family::BOTH {
+        if std::mem::take(&mut outside.sockets[family as usize]) != Socket::Closed {
+            out.push(Effect::CloseSocket { allocation, family });
+        }
+    }
 }
 
 /// RFC 8489 §6.3.1: the address that we see, to anybody who asks.
 fn binding(client: ClientAddr, request: &Message<'_>, reply: &mut Vec<u8>) {
     let id = request.transaction_id();
-    let unknown: Vec<u8> = request.attributes().filter(|(k, _)| !is_understood(*k)).take(8).flat_map(|(k, _)| k.to_be_bytes()).collect();
+    let unknown = unknown_attributes(request);
     if unknown.is_empty() {
         Writer::new(reply, Method::Binding, Class::Success, id).xor_address(attr::XOR_MAPPED_ADDRESS, client.0);
     } else {
@@ -516,25 +479,13 @@ fn binding(client: ClientAddr, request: &Message<'_>, reply: &mut Vec<u8>) {
     }
 }
 
-fn allocated(
-    reply: &mut Vec<u8>,
-    id: TransactionId,
-    relayed: RelayedAddr,
-    client: ClientAddr,
-    lifetime_s: u32,
-    lacking_family: Option<u8>,
-    key: &HmacSha1,
-) {
-    let mut w = Writer::new(reply, Method::Allocate, Class::Success, id);
-    w.xor_address(attr::XOR_RELAYED_ADDRESS, relayed.0).u32(attr::LIFETIME, lifetime_s).xor_address(attr::XOR_MAPPED_ADDRESS, client.0);
-    if let Some(family) = lacking_family {
-        w.attribute(ADDRESS_ERROR_CODE, &[family, 0, 4, 40]);
-    }
-    w.integrity(|b| key.sign(&[b]));
+fn succeeded(reply: &mut Vec<u8>, method: Method, id: TransactionId, signer: Signer) {
+    signer.sign(&mut Writer::new(reply, method, Class::Success, id));
 }
 
-fn succeeded(reply: &mut Vec<u8>, method: Method, id: TransactionId, key: &HmacSha1) {
-    Writer::new(reply, method, Class::Success, id).integrity(|b| key.sign(&[b]));
+/// The first eight that must be understood and are not, as UNKNOWN-ATTRIBUTES lists them.
+fn unknown_attributes(request: &Message<'_>) -> Vec<u8> {
+    request.attributes().filter(|(kind, _)| !is_understood(*kind)).take(8).flat_map(|(kind, _)| kind.to_be_bytes()).collect()
 }
 
 /// Comprehension-required attributes that TURN and STUN define; known but out of place is ignored (RFC 8489 §6.3).

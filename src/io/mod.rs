@@ -3,38 +3,48 @@
 
 pub mod clock;
 mod inbox;
+mod ready;
+mod relays;
 mod stream;
 pub mod udp;
 
 pub use inbox::Inbox;
 pub use stream::Visitor;
 
-use crate::base::id::{Carrier, ClientAddr, IdMap, SocketId, StreamId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr, SocketId, StreamId, WorkerId};
 use crate::base::time::{Duration, Instant};
+use crate::engine::relay_table::Family;
+use crate::engine::turn::Icmp;
 use crate::shard::Shard;
 use crate::shard::counters::Counter;
-use crate::shard::egress::Run;
+use crate::shard::egress::Outlet;
 use crate::shard::mail::{Effect, Report};
 use clock::Clock;
 use inbox::{Freight, MovedStream, Outbox, RING};
+use ready::ReadyList;
+use relays::{RelayName, Relays};
 use rtrb::Consumer;
 use rustls::ServerConfig;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use stream::{ReadyList, Stream, TELL_WITHIN, Turn, USE_WITHIN, Why};
+use stream::{Stream, TELL_WITHIN, Turn, USE_WITHIN, Why};
 use tokio::net::TcpListener;
 use tokio::time::Sleep;
-use udp::{Batch, Received, Transmit, UdpSocket};
+use udp::{Batch, Received, Transmit, UdpSocket, Undelivered};
 
 /// Turns in a row before other tasks of the runtime get their chance.
 const TURNS_MAX: usize = 64;
 /// Datagrams of one batch before what they make is sent.
 const DATAGRAMS_MAX: usize = 256;
+/// Relays that are read before what they brought is sent.
+const RELAYS_MAX: usize = 64;
+/// The kernel chooses the source: a relay's socket has but one.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// How often openings and unused connections are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 1024;
@@ -126,6 +136,8 @@ pub struct WorkerSetup {
     pub reports: ReportSink,
     pub connections_max: usize,
     pub half_open_per_address_max: usize,
+    /// Relayed addresses that stand for another address of this host's, and that one.
+    pub relays_bound_to: Vec<(IpAddr, IpAddr)>,
 }
 
 /// Runs a worker on the calling thread until it is told to stop.
@@ -153,8 +165,11 @@ struct Worker {
     streams: IdMap<StreamId, Stream>,
     streams_made: u64,
     half_open: HashMap<IpAddr, usize>,
-    ready: Arc<ReadyList>,
+    ready: Arc<ReadyList<StreamId>>,
     ready_now: Vec<StreamId>,
+    relays: Relays,
+    ready_relays: Vec<RelayName>,
+    undelivered: Vec<Undelivered>,
     inbox: Arc<Inbox>,
     outbox: Outbox,
     rings: Vec<(WorkerId, Consumer<Freight>)>,
@@ -186,6 +201,9 @@ impl Worker {
             half_open: HashMap::new(),
             ready: Arc::default(),
             ready_now: Vec::new(),
+            relays: Relays::new(setup.relays_bound_to),
+            ready_relays: Vec::new(),
+            undelivered: Vec::new(),
             inbox,
             outbox: Outbox::new(setup.id, setup.inboxes),
             rings: Vec::new(),
@@ -215,8 +233,10 @@ impl Worker {
         self.inbox.is_awake();
         self.inbox.turns();
         self.ready.root.register(cx.waker());
+        self.relays.ready.root.register(cx.waker());
         for _ in 0..TURNS_MAX {
             let mut busy = self.udp_turn(cx);
+            busy |= self.relay_turn();
             busy |= self.accept_turn(cx);
             busy |= self.stream_turn();
             match self.mail_turn() {
@@ -272,6 +292,30 @@ impl Worker {
             self.received = received;
         }
         self.shard.counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
+        busy
+    }
+
+    /// What peers sent to relays.
+    fn relay_turn(&mut self) -> bool {
+        let mut names = std::mem::take(&mut self.ready_relays);
+        self.relays.take_ready(&mut names);
+        let busy = !names.is_empty();
+        for (n, name) in names.drain(..).enumerate() {
+            if n > 0 && n % RELAYS_MAX == 0 {
+                self.send_turn();
+            }
+            let (mut received, mut undelivered) = (std::mem::take(&mut self.received), std::mem::take(&mut self.undelivered));
+            self.relays.read(name, &mut self.batch, &mut self.shard.pool, &mut received, &mut undelivered);
+            let now = self.clock.now();
+            for Received { remote, buf, .. } in received.drain(..) {
+                self.shard.handle_relayed(now, name.0, PeerAddr(remote), buf);
+            }
+            for Undelivered { to, kind, code, mtu } in undelivered.drain(..) {
+                self.shard.relay_undelivered(now, name.0, PeerAddr(to), Icmp { kind, code, data: mtu });
+            }
+            (self.received, self.undelivered) = (received, undelivered);
+        }
+        self.ready_relays = names;
         busy
     }
 
@@ -335,9 +379,9 @@ impl Worker {
                 return self.close(id);
             }
             Turn::Told(role) => {
-                let (remote, is_tls) = (stream.remote, stream.is_tls());
+                let (remote, tls) = (stream.remote, stream.tls());
                 self.opened(remote.ip());
-                self.shard.stream_opened(id, role, remote, is_tls);
+                self.shard.stream_opened(id, role, remote, tls);
                 self.ready_now.push(id);
             }
             Turn::Http => return self.hand_over(id),
@@ -506,6 +550,14 @@ impl Worker {
                     self.write_stream(stream);
                     self.close(stream);
                 }
+                Effect::OpenRelay { allocation, at } => {
+                    let opened = self.relays.open(allocation, at);
+                    if let Err(error) = &opened {
+                        tracing::warn!(worker = self.id.0, address = %at.0, %error, "a relay's socket cannot be opened; its client is told 508");
+                    }
+                    self.shard.relay_opened(self.clock.now(), allocation, Family::of(at.ip()), opened.is_ok());
+                }
+                Effect::CloseRelay { allocation, family } => self.relays.close(allocation, family),
             }
         }
         busy
@@ -533,22 +585,8 @@ impl Worker {
     }
 
     fn flush(&mut self) {
-        let datagrams = self.shard.egress.datagrams();
-        if !datagrams.is_empty() {
-            let mut messages: Vec<Transmit<'_>> = Vec::with_capacity(datagrams.len());
-            let runs: Vec<Run<'_>> = self.shard.egress.runs().collect();
-            for (at, socket) in self.udp.iter_mut().enumerate() {
-                messages.clear();
-                messages.extend(runs.iter().filter(|r| usize::from(r.socket.0) == at).map(|run| Transmit {
-                    remote: run.remote.0,
-                    local: run.local,
-                    bytes: run.bytes,
-                    segment: (run.datagrams > 1).then_some(run.segment as u16),
-                }));
-                let refused = socket.send(&mut self.batch, &messages);
-                self.shard.counters.add(Counter::MessagesOut, messages.len() as u64);
-                self.shard.counters.add(Counter::DropSendFailed, refused as u64);
-            }
+        if !self.shard.egress.datagrams().is_empty() {
+            self.send_datagrams();
         }
         self.shard.egress.clear();
         self.outbox.flush();
@@ -556,4 +594,46 @@ impl Worker {
             self.shard.has_left(self.clock.now().mono);
         }
     }
+
+    fn send_datagrams(&mut self) {
+        let (mut sent, mut refused) = (0, 0);
+        let mut shared: Vec<Vec<Transmit<'_>>> = self.udp.iter().map(|_| Vec::new()).collect();
+        // Through one relay, one after the other.
+        let mut relay: Vec<Transmit<'_>> = Vec::new();
+        let mut relay_of = None;
+        for run in self.shard.egress.runs() {
+            let (local, outlet) = match run.outlet {
+                Outlet::Shared { socket, local } => (local, Ok(usize::from(socket.0))),
+                Outlet::Relay { allocation, dont_fragment } => (ANY, Err((allocation, dont_fragment, run.remote.is_ipv4()))),
+            };
+            sent += 1;
+            let segment = (run.datagrams > 1).then_some(run.segment as u16);
+            let message = Transmit { remote: run.remote, local, bytes: run.bytes, segment };
+            match outlet {
+                Ok(socket) => shared[socket].push(message),
+                Err(of) => {
+                    if relay_of != Some(of) {
+                        refused += flush_relay(&mut self.relays, &mut self.batch, relay_of, &mut relay);
+                        relay_of = Some(of);
+                    }
+                    relay.push(message);
+                }
+            }
+        }
+        refused += flush_relay(&mut self.relays, &mut self.batch, relay_of, &mut relay);
+        for (socket, messages) in self.udp.iter_mut().zip(&shared) {
+            refused += socket.send(&mut self.batch, messages);
+        }
+        self.shard.counters.add(Counter::MessagesOut, sent);
+        self.shard.counters.add(Counter::DropSendFailed, refused as u64);
+    }
+}
+
+/// A relay's socket, how, and for which family.
+type RelayOutlet = (AllocationId, bool, bool);
+
+fn flush_relay(relays: &mut Relays, batch: &mut Batch, of: Option<RelayOutlet>, messages: &mut Vec<Transmit<'_>>) -> usize {
+    let refused = of.map_or(0, |(allocation, dont_fragment, _)| relays.send(allocation, dont_fragment, batch, messages));
+    messages.clear();
+    refused
 }

@@ -7,23 +7,25 @@
 //! ```
 //! No task of its own: a waker puts its id on the worker's ready list, and the worker's turn does the rest.
 
+use super::ready::{ReadyList, waker};
 use crate::base::id::StreamId;
 use crate::base::time::{Duration, Instant};
-use crate::shard::mail::StreamRole;
+use crate::shard::mail::{ServerName, StreamRole};
 use crate::wire::demux::{self, Sniff, StreamKind};
 use crate::wire::framing::{Frame, Framing};
-use atomic_waker::AtomicWaker;
 use rustls::ServerConfig;
 use rustls::ServerConnection;
 use rustls::server::Acceptor;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 use tokio::net::TcpStream;
 
 /// Protocols that are the control plane's: HTTP, and a certificate authority's question (RFC 8737).
 const HTTP: [&[u8]; 3] = [b"h2", b"http/1.1", b"acme-tls/1"];
+/// What a TURN client names (RFC 7443). Some name HTTP besides; no web client names this.
+const TURN: &[u8] = b"stun.turn";
 /// How long a connection may take to tell what it is, its TLS handshake included.
 pub const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may carry neither an allocation nor a session.
@@ -39,35 +41,6 @@ const WRITE: usize = 16 * 1024;
 const OUTBOUND_MAX: usize = 256 * 1024;
 /// Bytes that the kernel holds unsent before the connection counts as full.
 const NOT_SENT_MAX: u32 = 16 * 1024;
-
-/// Connections whose readiness changed.
-#[derive(Default)]
-pub struct ReadyList {
-    ids: Mutex<Vec<StreamId>>,
-    pub root: AtomicWaker,
-}
-
-impl ReadyList {
-    pub fn push(&self, id: StreamId) {
-        self.ids.lock().unwrap_or_else(PoisonError::into_inner).push(id);
-        self.root.wake();
-    }
-
-    pub fn take(&self, into: &mut Vec<StreamId>) {
-        into.append(&mut self.ids.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-}
-
-struct StreamWaker {
-    id: StreamId,
-    list: Arc<ReadyList>,
-}
-
-impl Wake for StreamWaker {
-    fn wake(self: Arc<Self>) {
-        self.list.push(self.id);
-    }
-}
 
 enum Phase {
     Telling,
@@ -137,7 +110,7 @@ pub struct Visitor {
 }
 
 impl Stream {
-    pub fn new(id: StreamId, tcp: TcpStream, remote: SocketAddr, turn_only: bool, now: Instant, list: &Arc<ReadyList>) -> Self {
+    pub fn new(id: StreamId, tcp: TcpStream, remote: SocketAddr, turn_only: bool, now: Instant, list: &Arc<ReadyList<StreamId>>) -> Self {
         let socket = socket2::SockRef::from(&tcp);
         let _ = socket.set_tcp_nodelay(true);
         // Best effort: a kernel without BBR keeps its default.
@@ -162,8 +135,9 @@ impl Stream {
         matches!(self.phase, Phase::Framed(_))
     }
 
-    pub fn is_tls(&self) -> bool {
-        self.tls.is_some()
+    /// That it is TLS, and for whom.
+    pub fn tls(&self) -> Option<ServerName> {
+        self.tls.as_ref().map(|tls| ServerName(tls.server_name().map(Box::from)))
     }
 
     /// Leaves this worker's runtime.
@@ -175,7 +149,7 @@ impl Stream {
     }
 
     /// Joins this worker's runtime.
-    pub fn register(mut self, id: StreamId, list: &Arc<ReadyList>) -> io::Result<Self> {
+    pub fn register(mut self, id: StreamId, list: &Arc<ReadyList<StreamId>>) -> io::Result<Self> {
         if let Socket::Travelling(tcp) = std::mem::replace(&mut self.socket, Socket::Gone) {
             self.socket = Socket::Registered(TcpStream::from_std(tcp)?);
         }
@@ -258,7 +232,8 @@ impl Stream {
                     return Err(Why::Tls);
                 }
                 let Some(accepted) = acceptor.accept().map_err(|_| Why::Tls)? else { return Ok(None) };
-                let wants_http = accepted.client_hello().alpn().into_iter().flatten().any(|p| HTTP.contains(&p));
+                let offered: Vec<&[u8]> = accepted.client_hello().alpn().into_iter().flatten().collect();
+                let wants_http = offered.iter().any(|p| HTTP.contains(p)) && !offered.contains(&TURN);
                 if wants_http {
                     return if self.turn_only { Err(Why::UnknownOpening) } else { Ok(Some(Turn::Http)) };
                 }
@@ -377,8 +352,4 @@ fn read_hello(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<(), Why> {
         }
     }
     Ok(())
-}
-
-fn waker(id: StreamId, list: &Arc<ReadyList>) -> Waker {
-    Waker::from(Arc::new(StreamWaker { id, list: Arc::clone(list) }))
 }

@@ -24,6 +24,19 @@ const RUN_REST: usize = 65_536 - PAYLOAD_MAX;
 /// Asked for; the kernel gives what net.core.rmem_max and wmem_max allow.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
+/// Errors that a socket tells of an earlier datagram, instead of taking the next.
+const OF_EARLIER: [i32; 4] = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EPROTO];
+
+/// A datagram that did not arrive, and the network's words about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Undelivered {
+    pub to: SocketAddr,
+    /// Type and code of the ICMP or ICMPv6 error, and the next hop's MTU.
+    pub kind: u8,
+    pub code: u8,
+    pub mtu: u32,
+}
+
 /// One packet that came in.
 pub struct Received {
     pub remote: SocketAddr,
@@ -48,7 +61,7 @@ impl<'a> Transmit<'a> {
         self.bytes.chunks(self.segment.map_or(self.bytes.len(), usize::from).max(1))
     }
 
-    fn datagrams(&self) -> usize {
+    pub fn datagrams(&self) -> usize {
         self.pieces().count().max(1)
     }
 }
@@ -106,6 +119,22 @@ pub fn bind_anywhere(ip: IpAddr) -> io::Result<Socket> {
     open(SocketAddr::new(ip, 0), false)
 }
 
+/// A relay's: at a port of its own, and told what the network could not deliver.
+pub fn bind_relay(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    socket.set_nonblocking(true)?;
+    let fd = socket.as_raw_fd();
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        set_option(fd, libc::IPPROTO_IPV6, libc::IPV6_RECVERR, 1)?;
+    } else {
+        set_option(fd, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
+    }
+    let _ = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
+    socket.bind(&SockAddr::from(address))?;
+    Ok(socket)
+}
+
 fn open(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_reuse_port(shares_port)?;
@@ -114,20 +143,19 @@ fn open(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
-        set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO)?;
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
     } else {
-        set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO)?;
+        set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
     }
     // Best effort: without it every datagram is a message of its own.
-    let _ = set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO);
+    let _ = set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
 }
 
-fn set_option(fd: RawFd, level: i32, name: i32) -> io::Result<()> {
-    let on: i32 = 1;
-    // SAFETY: `on` outlives the call and its size is given.
-    let status = unsafe { libc::setsockopt(fd, level, name, (&raw const on).cast(), mem::size_of::<i32>() as socklen_t) };
+fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    // SAFETY: `value` outlives the call and its size is given.
+    let status = unsafe { libc::setsockopt(fd, level, name, (&raw const value).cast(), mem::size_of::<i32>() as socklen_t) };
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
@@ -145,7 +173,23 @@ impl UdpSocket {
         Ok(address.ok_or(io::ErrorKind::AddrNotAvailable)?.port())
     }
 
-    /// One batch of packets to `out`. `Ready(true)` when more may wait; `Pending` registers for the next one.
+    /// Whether datagrams may be cut on their way (RFC 791); best effort, as the network's own.
+    pub fn dont_fragment(&self, is_on: bool) {
+        let socket = self.fd.get_ref();
+        let is_v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
+        let (level, name) = if is_v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
+        let _ = set_option(socket.as_raw_fd(), level, name, if is_on { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_WANT });
+    }
+
+    /// What the network could not deliver, as it tells a socket that asked to be told (IP_RECVERR).
+    pub fn undelivered(&self, out: &mut Vec<Undelivered>) {
+        while let Some(undelivered) = read_error(self.fd.get_ref().as_raw_fd()) {
+            out.extend(undelivered);
+        }
+    }
+
+    /// One batch of packets to `out`. `Ready(true)` when more may wait, `Ready(false)` after an error of an earlier send;
+    /// `Pending` registers for the next one.
     pub fn poll_recv(&self, cx: &mut Context<'_>, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> Poll<bool> {
         let mut guard = match self.fd.poll_read_ready(cx) {
             Poll::Ready(Ok(guard)) => guard,
@@ -164,14 +208,13 @@ impl UdpSocket {
                 Poll::Ready(true)
             }
             // An ICMP error of an earlier send; the socket lives on.
-            Err(_) => Poll::Ready(true),
+            Err(_) => Poll::Ready(false),
         }
     }
 
     /// Sends all messages in order; how many datagrams the kernel refused. A full queue is loss, as on any network.
     pub fn send(&mut self, batch: &mut Batch, messages: &[Transmit<'_>]) -> usize {
-        let mut refused = 0;
-        let mut at = 0;
+        let (mut refused, mut at, mut is_second) = (0, 0, false);
         while at < messages.len() {
             let message = &messages[at];
             if message.segment.is_some() && self.unsegmented.contains(&message.local) {
@@ -182,8 +225,10 @@ impl UdpSocket {
             let together = |m: &Transmit<'_>| m.segment.is_none() || !self.unsegmented.contains(&m.local);
             let count = messages[at..].iter().take(BATCH).take_while(|m| together(m)).count();
             match transmit(self.fd.get_ref().as_raw_fd(), batch, &messages[at..at + count]) {
-                Ok(sent) => at += sent.max(1),
+                Ok(sent) => (at, is_second) = (at + sent.max(1), false),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // An earlier send's, told now; this one has not been tried.
+                Err(e) if !is_second && e.raw_os_error().is_some_and(|e| OF_EARLIER.contains(&e)) => is_second = true,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => {
                     refused += messages[at..].iter().map(Transmit::datagrams).sum::<usize>();
                     at = messages.len();
@@ -270,6 +315,37 @@ fn cut(head: &[u8], rest: &[u8], range: Range<usize>, pool: &mut Pool) -> Packet
     room[in_head.len()..in_head.len() + in_rest.len()].copy_from_slice(in_rest);
     buf.set_len(in_head.len() + in_rest.len());
     buf
+}
+
+/// One message of the error queue; `Some(None)` for one that is no ICMP error. The packet itself is not asked for.
+fn read_error(fd: RawFd) -> Option<Option<Undelivered>> {
+    let mut control = Control([0; CONTROL]);
+    // SAFETY: all-zero is a valid value of these C structs.
+    let (mut name, mut parts) = unsafe { (mem::zeroed::<sockaddr_storage>(), mem::zeroed::<[iovec; 2]>()) };
+    let mut hdr = header(&mut name, &mut parts, &mut control, CONTROL);
+    hdr.msg_iovlen = 0;
+    // SAFETY: `hdr` points to `name` and `control`, which outlive the call, with their true sizes.
+    let n = unsafe { libc::recvmsg(fd, &mut hdr, libc::MSG_ERRQUEUE | libc::MSG_DONTWAIT) };
+    if n < 0 {
+        return None;
+    }
+    let to = read_name(&name);
+    let mut found = None;
+    // SAFETY: the kernel filled `msg_control` up to `msg_controllen`; the CMSG macros stay inside it.
+    unsafe {
+        let mut c: *const cmsghdr = libc::CMSG_FIRSTHDR(&hdr);
+        while !c.is_null() {
+            if matches!(((*c).cmsg_level, (*c).cmsg_type), (libc::IPPROTO_IP, libc::IP_RECVERR) | (libc::IPPROTO_IPV6, libc::IPV6_RECVERR))
+            {
+                let error: libc::sock_extended_err = std::ptr::read_unaligned(libc::CMSG_DATA(c).cast());
+                if matches!(error.ee_origin, libc::SO_EE_ORIGIN_ICMP | libc::SO_EE_ORIGIN_ICMP6) {
+                    found = to.map(|to| Undelivered { to, kind: error.ee_type, code: error.ee_code, mtu: error.ee_info });
+                }
+            }
+            c = libc::CMSG_NXTHDR(&hdr, c);
+        }
+    }
+    Some(found)
 }
 
 fn transmit(fd: RawFd, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Result<usize> {
@@ -475,7 +551,7 @@ mod tests {
         let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
         let mut server = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         // The kernel answers EINVAL when checksums are off, as it does when a segment is longer than the path takes.
-        set_option(server.fd.get_ref().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK).expect("a socket option");
+        set_option(server.fd.get_ref().as_raw_fd(), libc::SOL_SOCKET, libc::SO_NO_CHECK, 1).expect("a socket option");
         let client = UdpSocket::register(bind(SocketAddr::new(ip, 0)).expect("bound")).expect("registered");
         let bytes: Vec<u8> = (0..250).collect();
         let run = Transmit { remote: SocketAddr::new(ip, client.port().expect("bound")), local: ip, bytes: &bytes, segment: Some(100) };

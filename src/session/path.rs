@@ -166,6 +166,8 @@ pub enum Cargo {
     Picture,
     /// Handshakes and data channels.
     Data,
+    /// What a peer sends through the relay: whatever it is, late it is of little use.
+    Relayed,
 }
 
 impl Cargo {
@@ -176,7 +178,7 @@ impl Cargo {
 
     /// Newer ones make it useless.
     fn ages(self) -> bool {
-        matches!(self, Self::Sound | Self::Picture)
+        matches!(self, Self::Sound | Self::Picture | Self::Relayed)
     }
 }
 

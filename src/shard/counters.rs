@@ -48,6 +48,8 @@ counters! {
     MediaIn "packets_consumed" "media",
     /// Given to the worker that owns them.
     Redirected "packets_consumed" "redirected",
+    /// Relayed for a client: to a peer, to another allocation, or from there.
+    Relayed "packets_consumed" "relayed",
     /// Held or swallowed by an engine without an answer: handshake fragments, indications that only deliver.
     Absorbed "packets_consumed" "absorbed",
     /// Media packets written for a hearer.
@@ -58,6 +60,10 @@ counters! {
     /// Payloads that came through our own relay to the SFU by a function call.
     RelayedIn "relay_packets_in_process" "in",
     RelayedOut "relay_packets_in_process" "out",
+    /// Payloads to and from peers through relays' own sockets, and from one allocation to another.
+    RelayedToPeer "relay_packets" "to_peer",
+    RelayedFromPeer "relay_packets" "from_peer",
+    RelayedBetween "relay_packets" "between_allocations",
     /// Checks sent on without noting their tuple.
     RedirectTableFull "redirect_table_full" "",
     KeyFramesAsked "key_frame_requests" "",
@@ -110,6 +116,7 @@ counters! {
     ClosedUnused "connection_refusals" "unused",
     ClosedFraming "connection_refusals" "framing_lost",
 
+    RefusedTryAlternate "turn_refusals" "300_try_alternate",
     RefusedBadRequest "turn_refusals" "400_bad_request",
     RefusedUnauthenticated "turn_refusals" "401_unauthenticated",
     RefusedPeerForbidden "turn_refusals" "403_peer_forbidden",
@@ -121,7 +128,13 @@ counters! {
     RefusedTransport "turn_refusals" "442_transport_unsupported",
     RefusedFamilyMismatch "turn_refusals" "443_family_mismatch",
     RefusedQuota "turn_refusals" "486_quota_reached",
+    RefusedSourceQuota "turn_refusals" "486_address_quota_reached",
     RefusedCapacity "turn_refusals" "508_capacity_reached",
+    RefusedNoPort "turn_refusals" "508_no_port",
+    RefusedPermissions "turn_refusals" "508_too_many_permissions",
+    RefusedChannels "turn_refusals" "508_too_many_channels",
+    RefusedNoSocket "turn_refusals" "508_no_socket",
+    RefusedDraining "turn_refusals" "508_draining",
 
     DropUnknownKind "drops" "unknown_kind",
     DropQuic "drops" "quic_not_enabled",
@@ -151,6 +164,13 @@ counters! {
     DropTurnNoPermission "drops" "turn_no_permission",
     DropTurnUnbound "drops" "turn_channel_unbound",
     DropTurnPeer "drops" "turn_peer_not_sfu",
+    /// Our own address at a port that is nobody's relay, or that we listen on.
+    DropTurnPeerOwn "drops" "turn_peer_is_this_server",
+    DropTurnRationed "drops" "turn_stranger_rationed",
+    DropTurnNoSocket "drops" "turn_socket_not_open",
+    DropTurnTooFast "drops" "turn_over_bandwidth",
+    /// Credentials of one participant, the session of another.
+    DropRelayOfAnother "drops" "relay_of_another_participant",
     DropRelayNoRoute "drops" "relay_no_route",
     DropRelayMovedTwice "drops" "relay_owner_changed_again",
     DropTooLong "drops" "packet_too_long",
@@ -235,6 +255,10 @@ impl From<TurnDrop> for Counter {
             TurnDrop::NoPermission => Self::DropTurnNoPermission,
             TurnDrop::ChannelUnbound => Self::DropTurnUnbound,
             TurnDrop::PeerNotSfu => Self::DropTurnPeer,
+            TurnDrop::PeerIsOwn => Self::DropTurnPeerOwn,
+            TurnDrop::Rationed => Self::DropTurnRationed,
+            TurnDrop::NoSocket => Self::DropTurnNoSocket,
+            TurnDrop::TooFast => Self::DropTurnTooFast,
         }
     }
 }
@@ -242,6 +266,7 @@ impl From<TurnDrop> for Counter {
 impl From<Refusal> for Counter {
     fn from(refusal: Refusal) -> Self {
         match refusal {
+            Refusal::TryAlternate(_) => Self::RefusedTryAlternate,
             Refusal::BadRequest => Self::RefusedBadRequest,
             Refusal::Unauthenticated => Self::RefusedUnauthenticated,
             Refusal::PeerForbidden => Self::RefusedPeerForbidden,
@@ -252,8 +277,14 @@ impl From<Refusal> for Counter {
             Refusal::WrongCredentials => Self::RefusedWrongCredentials,
             Refusal::TransportUnsupported => Self::RefusedTransport,
             Refusal::FamilyMismatch => Self::RefusedFamilyMismatch,
-            Refusal::QuotaReached => Self::RefusedQuota,
+            Refusal::UserQuotaReached => Self::RefusedQuota,
+            Refusal::SourceQuotaReached => Self::RefusedSourceQuota,
             Refusal::CapacityReached => Self::RefusedCapacity,
+            Refusal::NoPort => Self::RefusedNoPort,
+            Refusal::TooManyPermissions => Self::RefusedPermissions,
+            Refusal::TooManyChannels => Self::RefusedChannels,
+            Refusal::NoSocket => Self::RefusedNoSocket,
+            Refusal::Draining => Self::RefusedDraining,
         }
     }
 }

@@ -1,22 +1,37 @@
 //! What leaves a shard in one turn: dressed datagrams in one arena, in order; frames for connections in their queues.
 
-use crate::base::id::{Carrier, ClientAddr, SocketId};
+use crate::base::id::{AllocationId, Carrier, ClientAddr, PeerAddr, SocketId};
 use crate::session::path::{HEADER_MAX, Route};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+
+/// Through which socket a datagram leaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outlet {
+    /// One of the server's, from the address that the client wrote to.
+    Shared { socket: SocketId, local: IpAddr },
+    /// A relay's own.
+    Relay { allocation: AllocationId, dont_fragment: bool },
+}
 
 /// One datagram for a UDP socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Datagram {
-    pub socket: SocketId,
-    /// The address it must come from: the one the client wrote to.
-    pub local: IpAddr,
-    pub remote: ClientAddr,
+    pub outlet: Outlet,
+    pub remote: SocketAddr,
     start: usize,
     end: usize,
 }
 
 impl Datagram {
+    /// Whose it is, if it is a client's.
+    pub fn carrier(&self) -> Option<Carrier> {
+        match self.outlet {
+            Outlet::Shared { socket, local } => Some(Carrier::Udp { socket, local, remote: ClientAddr(self.remote) }),
+            Outlet::Relay { .. } => None,
+        }
+    }
+
     pub fn range(&self) -> Range<usize> {
         self.start..self.end
     }
@@ -26,9 +41,8 @@ impl Datagram {
 /// that cuts it apart (UDP_SEGMENT).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run<'a> {
-    pub socket: SocketId,
-    pub local: IpAddr,
-    pub remote: ClientAddr,
+    pub outlet: Outlet,
+    pub remote: SocketAddr,
     pub bytes: &'a [u8],
     /// Length of each datagram but the last.
     pub segment: usize,
@@ -82,12 +96,24 @@ impl Egress {
         match route.carrier {
             Carrier::Udp { socket, local, remote } => {
                 self.used = end;
-                self.datagrams.push(Datagram { socket, local, remote, start, end });
+                self.datagrams.push(Datagram { outlet: Outlet::Shared { socket, local }, remote: remote.0, start, end });
                 None
             }
             // The frame is not kept: the next slot takes its place.
             Carrier::Stream(_) => Some(&self.arena[start..end]),
         }
+    }
+
+    /// A datagram for a peer, through its relay's own socket.
+    pub fn outward(&mut self, allocation: AllocationId, peer: PeerAddr, dont_fragment: bool, payload: &[u8]) {
+        let start = self.abandon();
+        let end = start + payload.len();
+        if self.arena.len() < end {
+            self.arena.resize(end.next_power_of_two(), 0);
+        }
+        self.arena[start..end].copy_from_slice(payload);
+        self.used = end;
+        self.datagrams.push(Datagram { outlet: Outlet::Relay { allocation, dont_fragment }, remote: peer.0, start, end });
     }
 
     /// Drops what was not committed; where the arena ends.
@@ -117,7 +143,7 @@ impl Egress {
             let segment = first.end - first.start;
             let (mut count, mut end) = (1, first.end);
             for (before, next) in rest.iter().zip(&rest[1..]) {
-                let is_same_way = (next.socket, next.local, next.remote) == (first.socket, first.local, first.remote);
+                let is_same_way = (next.outlet, next.remote) == (first.outlet, first.remote);
                 let fits = next.start == before.end && next.end - next.start <= segment && before.end - before.start == segment;
                 let is_room = count < RUN_DATAGRAMS_MAX && next.end - first.start <= RUN_BYTES_MAX;
                 if !is_same_way || !fits || !is_room || segment == 0 {
@@ -127,7 +153,7 @@ impl Egress {
             }
             rest = &rest[count..];
             let bytes = &self.arena[first.start..end];
-            Some(Run { socket: first.socket, local: first.local, remote: first.remote, bytes, segment, datagrams: count })
+            Some(Run { outlet: first.outlet, remote: first.remote, bytes, segment, datagrams: count })
         })
     }
 
@@ -165,12 +191,12 @@ mod tests {
         }
         let runs: Vec<_> = egress.runs().map(|r| (r.remote, r.segment, r.datagrams, r.bytes.len())).collect();
         let want = [(5, 100, 3, 260), (5, 100, 1, 100), (6, 100, 2, 200), (6, 101, 1, 101), (5, 101, 1, 101)];
-        assert_eq!(runs, want.map(|(port, segment, n, len)| (client(port), segment, n, len)));
+        assert_eq!(runs, want.map(|(port, segment, n, len)| (client(port).0, segment, n, len)));
         for _ in 0..100 {
             egress.slot(Route { carrier: to(7), dress: Dress::Bare }, 1200);
             egress.commit(1200);
         }
-        let long: Vec<usize> = egress.runs().filter(|r| r.remote == client(7)).map(|r| r.datagrams).collect();
+        let long: Vec<usize> = egress.runs().filter(|r| r.remote == client(7).0).map(|r| r.datagrams).collect();
         assert_eq!(long, [54, 46], "no longer than the kernel takes");
     }
 

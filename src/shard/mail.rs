@@ -1,10 +1,11 @@
 //! What the control plane and the shards tell each other, and shards among themselves. Plain data.
 
 use crate::base::buf::PacketBuf;
-use crate::base::id::{Carrier, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::base::id::{AllocationId, Carrier, PeerAddr, RelayedAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
 use crate::engine::ice::Credentials;
-use crate::engine::relay_table::Allocation;
+use crate::engine::relay_table::{Allocation, Family, Tallies};
 use crate::engine::srtp::Profile;
+use crate::engine::turn::TurnConfig;
 use crate::room::Word;
 use crate::room::layers::Wanted;
 use crate::room::speaker;
@@ -14,9 +15,9 @@ use crate::session::quality::Sample;
 use crate::session::{End, Media};
 use crate::wire::data_packet::Delivery;
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Control plane to shard.
-#[derive(Debug)]
 pub enum Command {
     /// A participant may connect: its credentials name this worker.
     Open {
@@ -112,6 +113,10 @@ pub enum Command {
     Close {
         session: SessionId,
     },
+    /// New settings of the relay.
+    Relay(Arc<TurnConfig>),
+    /// The server is about to end: nobody is lent a relay any more.
+    Drain,
 }
 
 /// Which way a participant's packets take; what the page shows.
@@ -208,11 +213,17 @@ pub enum StreamRole {
     Ice,
 }
 
+/// That a connection is TLS, and the name that its client asked for (RFC 6066 §3).
+#[derive(Clone, Debug, Default)]
+pub struct ServerName(pub Option<Box<str>>);
+
 /// The shard's part of a connection; it moves with it.
 pub struct StreamState {
     pub role: StreamRole,
     pub remote: SocketAddr,
     pub is_tls: bool,
+    /// What the client asked for.
+    pub server_name: Option<Box<str>>,
     pub queue: FrameQueue,
     pub has_moved: bool,
 }
@@ -244,6 +255,12 @@ pub enum Parcel {
     DataTrack { hearers: Vec<(SessionId, u16)>, bytes: Vec<u8> },
     /// A UDP allocation goes to its owner, with the check that named it.
     Allocation { allocation: Box<Allocation>, delivered: PacketBuf, peer: PeerAddr },
+    /// A packet of an allocation there for one here.
+    Loop { from: RelayedAddr, to: RelayedAddr, buf: PacketBuf },
+    /// The sender has a relay's port, or gave it back.
+    Port { port: u16, is_held: bool },
+    /// The sender opened an allocation, or ended one.
+    Tally { tallies: Tallies, is_more: bool },
 }
 
 /// What a driver must do for a shard.
@@ -261,5 +278,14 @@ pub enum Effect {
     },
     CloseStream {
         stream: StreamId,
+    },
+    /// Bind a socket for an allocation, and tell by `Shard::relay_opened` what became of it.
+    OpenRelay {
+        allocation: AllocationId,
+        at: RelayedAddr,
+    },
+    CloseRelay {
+        allocation: AllocationId,
+        family: Family,
     },
 }

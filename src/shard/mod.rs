@@ -11,19 +11,22 @@ mod fan_out;
 mod guard;
 pub mod load;
 pub mod mail;
+mod relaying;
 mod rooms;
 pub mod store;
 pub mod table;
 pub mod timers;
 
 use crate::base::buf::{PacketBuf, Pool};
-use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PathId, PeerAddr, RoomId, SessionId, StreamId, TrackId, WorkerId};
+use crate::base::id::{
+    AllocationId, Carrier, ClientAddr, IdMap, PathId, PeerAddr, RelayedAddr, RoomId, SessionId, StreamId, TrackId, WorkerId,
+};
 use crate::base::rng::Rng;
 use crate::base::time::{Anchor, Duration, Instant, Now};
 use crate::crypto::SecretRng;
 use crate::engine::dtls::Identity;
 use crate::engine::ice;
-use crate::engine::relay_table::Allocation;
+use crate::engine::relay_table::{Allocation, Family};
 use crate::engine::turn::{self, Turn, TurnConfig};
 use crate::room::{Member, Room, Word};
 use crate::session::path::{self, Cargo, FrameQueue, Route};
@@ -34,7 +37,7 @@ use counters::{Counter, Counters};
 use egress::Egress;
 use fan_out::FanOut;
 use load::{Departures, Load};
-use mail::{Effect, Parcel, PathKind, Report, StreamCargo, StreamRole, StreamState};
+use mail::{Effect, Parcel, PathKind, Report, ServerName, StreamCargo, StreamRole, StreamState};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use store::Store;
@@ -103,6 +106,8 @@ pub struct Shard {
 
 struct Place {
     room: RoomId,
+    /// The participant's.
+    sid: String,
     ufrags: Vec<String>,
     /// The newest reliable message that came from the participant.
     last_message: u32,
@@ -198,16 +203,24 @@ impl Shard {
             }
             Outcome::MoveRelay { allocation, to, peer } => {
                 self.counters.count(Counter::Redirected);
-                self.move_allocation(carrier, allocation, to, peer, buf);
+                self.move_allocation(now, carrier, allocation, to, peer, buf);
             }
+            Outcome::Loop { worker, from, to } => self.loop_to(worker, from, to, buf),
         }
+    }
+
+    /// To an allocation of another worker's.
+    fn loop_to(&mut self, worker: WorkerId, from: RelayedAddr, to: RelayedAddr, buf: PacketBuf) {
+        self.counters.count(Counter::Redirected);
+        self.effects.push(Effect::Parcel { to: worker, parcel: Parcel::Loop { from, to, buf } });
     }
 
     // ---- connections ----------------------------------------------------------------------------------------------
 
     /// A connection whose first bytes told what it speaks.
-    pub fn stream_opened(&mut self, stream: StreamId, role: StreamRole, remote: std::net::SocketAddr, is_tls: bool) {
-        self.streams.insert(stream, StreamState { role, remote, is_tls, queue: FrameQueue::default(), has_moved: false });
+    pub fn stream_opened(&mut self, stream: StreamId, role: StreamRole, remote: std::net::SocketAddr, tls: Option<ServerName>) {
+        let (is_tls, server_name) = (tls.is_some(), tls.and_then(|name| name.0));
+        self.streams.insert(stream, StreamState { role, remote, is_tls, server_name, queue: FrameQueue::default(), has_moved: false });
     }
 
     /// One whole frame of a connection. Afterwards the connection may have moved: see [`Shard::knows_stream`].
@@ -234,9 +247,10 @@ impl Shard {
             Outcome::Media(publisher, media) => self.take_media(now, publisher, media, buf),
             Outcome::SendOn(to) => self.move_stream(stream, to, None, None, buf),
             Outcome::MoveRelay { allocation, to, peer } => {
-                let allocation = self.turn.release(allocation).map(Box::new);
+                let allocation = self.release_allocation(now, allocation);
                 self.move_stream(stream, to, allocation, Some(peer), buf);
             }
+            Outcome::Loop { worker, from, to } => self.loop_to(worker, from, to, buf),
         }
     }
 
@@ -276,14 +290,21 @@ impl Shard {
         self.streams.insert(stream, state);
         let outcome = match (allocation, peer) {
             (Some(allocation), Some(peer)) => {
-                let (id, relayed) = (allocation.id, allocation.relayed);
-                self.turn.adopt(*allocation);
-                self.arm_turn();
-                self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None)
+                let id = allocation.id;
+                self.adopt_allocation(now, *allocation);
+                self.delivered(now, id, peer, &mut delivered)
             }
             _ => self.media(now, PathId::Tcp(stream), remote, &mut delivered, None),
         };
         self.end_adopted(now, outcome, delivered);
+    }
+
+    /// The payload that an allocation came here with.
+    fn delivered(&mut self, now: Now, allocation: AllocationId, peer: PeerAddr, payload: &mut [u8]) -> Outcome {
+        let Some(relayed) = self.turn.relayed(allocation, Family::of(peer.ip())) else {
+            return Outcome::Drop(Counter::DropTurnNoAllocation);
+        };
+        self.media(now, PathId::Relayed { allocation, peer }, relayed.0, payload, None)
     }
 
     /// What arrived here with its carrier was counted where it came in; how it ended is still to be named.
@@ -291,7 +312,7 @@ impl Shard {
         let counter = match outcome {
             Outcome::Media(publisher, media) => return self.take_media(now, publisher, media, delivered),
             Outcome::Consumed(counter) | Outcome::Drop(counter) => counter,
-            Outcome::SendOn(_) | Outcome::MoveRelay { .. } => Counter::DropRelayMovedTwice,
+            Outcome::SendOn(_) | Outcome::MoveRelay { .. } | Outcome::Loop { .. } => Counter::DropRelayMovedTwice,
         };
         self.counters.count(counter);
         self.pool.put(delivered);
@@ -306,10 +327,7 @@ impl Shard {
             return;
         }
         self.lose_path(now, PathId::Tcp(stream));
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        self.turn.carrier_lost(Carrier::Stream(stream), &mut effects);
-        self.turn_effects = effects;
-        self.drain_turn(now);
+        self.lose_allocation_of(now, Carrier::Stream(stream));
     }
 
     /// Connections that have frames to write; each is named at least once.
@@ -334,85 +352,7 @@ impl Shard {
         self.streams.get(&stream).is_some_and(|s| !s.queue.is_empty())
     }
 
-    // ---- TURN -----------------------------------------------------------------------------------------------------
-
-    fn turn_message(&mut self, now: Now, carrier: Carrier, client: ClientAddr, buf: &mut PacketBuf) -> Outcome {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        let mut reply = std::mem::take(&mut self.turn_reply);
-        let outcome = self.turn.handle(now, carrier, client, buf, &mut reply, &mut effects);
-        if !reply.is_empty() {
-            // An answer of the relay goes back bare: what carries TURN frames it by its own length.
-            self.send(now, Route { carrier, dress: path::Dress::Bare }, &reply);
-        }
-        let has_answer = !reply.is_empty();
-        let delivery = effects.iter().position(|e| matches!(e, turn::Effect::Deliver { .. }));
-        let delivery = delivery.map(|at| effects.swap_remove(at));
-        self.turn_effects = effects;
-        self.turn_reply = reply;
-        self.drain_turn(now);
-        self.arm_turn();
-        match (outcome, delivery) {
-            (Err(drop), _) => Outcome::Drop(drop.into()),
-            (Ok(()), Some(turn::Effect::Deliver { allocation, peer, payload })) => {
-                let Some(relayed) = self.turn.get(allocation).map(|a| a.relayed) else {
-                    return Outcome::Drop(Counter::DropTurnNoAllocation);
-                };
-                let len = payload.len();
-                buf.advance(payload.start);
-                buf.set_len(len);
-                self.counters.count(Counter::RelayedIn);
-                let has_moved = self.turn.get(allocation).is_some_and(|a| a.has_moved);
-                match self.media(now, PathId::Relayed { allocation, peer }, relayed.0, buf, None) {
-                    Outcome::SendOn(_) if has_moved => Outcome::Drop(Counter::DropRelayMovedTwice),
-                    Outcome::SendOn(to) => Outcome::MoveRelay { allocation, to, peer },
-                    other => other,
-                }
-            }
-            (Ok(()), _) if has_answer => Outcome::Consumed(Counter::Answered),
-            (Ok(()), _) => Outcome::Consumed(Counter::Absorbed),
-        }
-    }
-
-    fn move_allocation(&mut self, carrier: Carrier, allocation: AllocationId, to: WorkerId, peer: PeerAddr, delivered: PacketBuf) {
-        let Some(allocation) = self.turn.release(allocation) else { return self.pool.put(delivered) };
-        self.counters.count(Counter::AllocationsMoved);
-        self.table.confirm(carrier, to);
-        let parcel = Parcel::Allocation { allocation: Box::new(allocation), delivered, peer };
-        self.effects.push(Effect::Parcel { to, parcel });
-    }
-
-    fn drain_turn(&mut self, now: Now) {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        for effect in effects.drain(..) {
-            match effect {
-                turn::Effect::Opened { .. } => self.counters.count(Counter::AllocationsOpened),
-                turn::Effect::Closed { allocation, carrier } => {
-                    self.counters.count(Counter::AllocationsClosed);
-                    if let Some(session) = self.table.by_allocation(allocation) {
-                        for path in self.relayed_paths(session, allocation) {
-                            self.lose_path(now, path);
-                        }
-                        self.table.forget_relayed(allocation);
-                    }
-                    self.give_up(carrier);
-                }
-                turn::Effect::Refused(refusal) => self.counters.count(refusal.into()),
-                turn::Effect::Deliver { .. } => {}
-            }
-        }
-        self.turn_effects = effects;
-    }
-
-    fn relayed_paths(&self, session: SessionId, allocation: AllocationId) -> Vec<PathId> {
-        let is_of = |p: &PathId| matches!(p, PathId::Relayed { allocation: a, .. } if *a == allocation);
-        self.sessions.get(&session).map(|s| s.paths().filter(is_of).collect()).unwrap_or_default()
-    }
-
-    fn arm_turn(&mut self) {
-        if let Some(at) = self.turn.deadline() {
-            self.timers.arm(Timer::Turn, at);
-        }
-    }
+    // ---- paths ----------------------------------------------------------------------------------------------------
 
     /// Tells the worker that receives this carrier's packets that they are nobody's now.
     fn give_up(&mut self, carrier: Carrier) {
@@ -486,6 +426,9 @@ impl Shard {
                 _ => Outcome::Drop(Counter::DropUnknownUfrag),
             };
         };
+        if !self.may_use(path, id) {
+            return Outcome::Drop(Counter::DropRelayOfAnother);
+        }
         self.at_work = Some(id);
         let Some(session) = self.sessions.get_mut(&id) else { return Outcome::Drop(Counter::DropUnknownUfrag) };
         let mut effects = std::mem::take(&mut self.session_effects);
@@ -542,7 +485,7 @@ impl Shard {
     }
 
     fn commit(&mut self, now: Now, route: Route, len: usize, cargo: Cargo) {
-        if matches!(route.dress, path::Dress::Channel(_) | path::Dress::Indication(_)) {
+        if cargo != Cargo::Relayed && matches!(route.dress, path::Dress::Channel(_) | path::Dress::Indication(_)) {
             self.counters.count(Counter::RelayedOut);
         }
         match (self.egress.commit(len), route.carrier) {
@@ -765,13 +708,19 @@ impl Shard {
             Parcel::Data { room, delivery, bytes } => self.pass_data(now, room, None, delivery, &bytes),
             Parcel::DataTrack { hearers, bytes } => self.pass_data_track(now, &hearers, bytes),
             Parcel::Allocation { allocation, mut delivered, peer } => {
-                let (id, carrier, relayed) = (allocation.id, allocation.carrier, allocation.relayed);
-                self.turn.adopt(*allocation);
-                self.arm_turn();
+                let (id, carrier) = (allocation.id, allocation.carrier);
+                self.adopt_allocation(now, *allocation);
                 self.table.received_by(carrier, from);
-                let outcome = self.media(now, PathId::Relayed { allocation: id, peer }, relayed.0, &mut delivered, None);
+                let outcome = self.delivered(now, id, peer, &mut delivered);
                 self.end_adopted(now, outcome, delivered);
             }
+            Parcel::Loop { from, to, buf } => {
+                let outcome = self.arrive_at_allocation(now, from, to, &buf);
+                self.counters.count(outcome.err().unwrap_or(Counter::Relayed));
+                self.pool.put(buf);
+            }
+            Parcel::Port { port, is_held } => self.turn.port_held(port, from, is_held),
+            Parcel::Tally { tallies, is_more } => self.turn.tallied(tallies, is_more),
         }
     }
 
@@ -818,11 +767,7 @@ impl Shard {
                 }
                 Timer::Turn => {
                     self.at_work = None;
-                    let mut effects = std::mem::take(&mut self.turn_effects);
-                    self.turn.wake(now.mono, &mut effects);
-                    self.turn_effects = effects;
-                    self.drain_turn(now);
-                    self.arm_turn();
+                    self.wake_turn(now);
                 }
             }
         }
@@ -858,6 +803,12 @@ enum Outcome {
         to: WorkerId,
         peer: PeerAddr,
     },
+    /// What the relay's client sends is for an allocation of another worker.
+    Loop {
+        worker: WorkerId,
+        from: RelayedAddr,
+        to: RelayedAddr,
+    },
 }
 
 fn path_of(carrier: Carrier) -> PathId {
@@ -883,11 +834,7 @@ fn route_of(turn: &Turn, now: Now, path: PathId) -> Option<Route> {
         PathId::Tcp(_) => Route { carrier: carrier_of(path)?, dress: path::Dress::Rfc4571 },
         PathId::Relayed { allocation, peer } => {
             let carrier = turn.get(allocation)?.carrier;
-            let dress = match turn.dress(now.mono, allocation, peer)? {
-                turn::Dress::Channel(number) => path::Dress::Channel(number),
-                turn::Dress::Indication(peer) => path::Dress::Indication(peer),
-            };
-            Route { carrier, dress }
+            Route { carrier, dress: turn.dress(now.mono, allocation, peer)?.into() }
         }
     })
 }

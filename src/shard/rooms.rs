@@ -36,6 +36,7 @@ impl Shard {
                     session,
                     Place {
                         room,
+                        sid: sid.clone(),
                         ufrags: vec![credentials.ufrag],
                         last_message: 0,
                         data_routes: HashMap::new(),
@@ -140,6 +141,8 @@ impl Shard {
             Command::StepOut { session } => self.step_out(session),
             Command::StepIn { session } => self.step_in(now, session),
             Command::Close { session } => self.close(now, session),
+            Command::Relay(config) => self.reconfigure_relay(config),
+            Command::Drain => self.drain_relay(),
         }
     }
 
@@ -306,15 +309,7 @@ mod tests {
 
     #[allow(clippy::disallowed_methods, reason = "the crates behind want a clock of std's")]
     fn shard() -> Shard {
-        let turn = TurnConfig {
-            secrets: Secrets::new("realm", &[7; 32], &[], &HashMap::new()),
-            sfu: Vec::new(),
-            relay_ports: 50_000..=50_100,
-            allocations_per_user_max: 1,
-            allocations_max: 1,
-            lifetime_s: 600..=3600,
-            workers: 2,
-        };
+        let turn = TurnConfig::closed(Secrets::new("realm", &[7; 32], &[], &HashMap::new()), Vec::new(), 2);
         let config = ShardConfig {
             worker: WorkerId(0),
             workers: 2,

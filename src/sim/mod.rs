@@ -122,15 +122,7 @@ impl World {
         let anchor = Anchor::new(std::time::Instant::now());
         let identity = Identity::generate().expect("a certificate");
         let secrets = Secrets::new("sim", b"sim", &[], &HashMap::new());
-        let turn = Arc::new(TurnConfig {
-            secrets: secrets.clone(),
-            sfu: vec![MEDIA],
-            relay_ports: 49152..=65535,
-            allocations_per_user_max: 16,
-            allocations_max: 100,
-            lifetime_s: 600..=3600,
-            workers,
-        });
+        let turn = Arc::new(TurnConfig::closed(secrets.clone(), vec![MEDIA], workers));
         let shard = |worker: u8| {
             let config = ShardConfig {
                 worker: WorkerId(worker),
@@ -212,7 +204,7 @@ impl World {
         let carrier = if arrival.way.is_stream() {
             let id = StreamId(u64::from(arrival.ingress.0) << 56 | (at as u64 + 1));
             let role = if arrival.way.is_relay() { StreamRole::Turn } else { StreamRole::Ice };
-            self.shards[usize::from(arrival.ingress.0)].stream_opened(id, role, address, false);
+            self.shards[usize::from(arrival.ingress.0)].stream_opened(id, role, address, None);
             Carrier::Stream(id)
         } else {
             let socket = if arrival.way.is_relay() { TURN_SOCKET } else { MEDIA_SOCKET };
@@ -471,6 +463,7 @@ impl World {
                 }
             }
             Effect::CloseStream { .. } => {}
+            Effect::OpenRelay { .. } | Effect::CloseRelay { .. } => unreachable!("the relay is closed"),
         }
     }
 
@@ -480,8 +473,7 @@ impl World {
         for shard in &mut self.shards {
             match carrier {
                 Carrier::Udp { .. } => {
-                    let is_ours =
-                        |d: &crate::shard::egress::Datagram| Carrier::Udp { socket: d.socket, local: d.local, remote: d.remote } == carrier;
+                    let is_ours = |d: &crate::shard::egress::Datagram| d.carrier() == Some(carrier);
                     let ours: Vec<Vec<u8>> =
                         shard.egress.datagrams().iter().filter(|d| is_ours(d)).map(|d| shard.egress.bytes(d).to_vec()).collect();
                     shard.egress.forget(is_ours);

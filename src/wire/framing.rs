@@ -34,7 +34,8 @@ impl Framing {
                 let Some(len) = be16(bytes, 2).map(usize::from) else { return Ok(None) };
                 match bytes[0] {
                     0..=3 if len % 4 == 0 => (0, 20 + len, 0),
-                    64..=79 => (0, 4 + len, (4 - len % 4) % 4),
+                    // Numbers that nobody may bind keep the stream in step, and are dropped behind it.
+                    64..=127 => (0, 4 + len, (4 - len % 4) % 4),
                     _ => return Err(Malformed),
                 }
             }

@@ -41,7 +41,12 @@ pub mod attr {
     pub const PRIORITY: u16 = 0x0024;
     pub const USE_CANDIDATE: u16 = 0x0025;
     pub const ADDITIONAL_ADDRESS_FAMILY: u16 = 0x8000;
+    pub const ADDRESS_ERROR_CODE: u16 = 0x8001;
     pub const PASSWORD_ALGORITHMS: u16 = 0x8002;
+    pub const ICMP: u16 = 0x8004;
+    pub const ALTERNATE_SERVER: u16 = 0x8023;
+    /// ADDITIONAL-ADDRESS-FAMILY of the drafts before RFC 8656, which coturn's clients still send.
+    pub const ADDITIONAL_ADDRESS_FAMILY_DRAFT: u16 = 0x8032;
     pub const FINGERPRINT: u16 = 0x8028;
     pub const ICE_CONTROLLED: u16 = 0x8029;
     pub const ICE_CONTROLLING: u16 = 0x802A;
@@ -120,12 +125,13 @@ pub struct Message<'a> {
     raw: &'a [u8],
     pub method: Method,
     pub class: Class,
-    /// End of the attributes that count: where MESSAGE-INTEGRITY begins, else FINGERPRINT, else the end.
+    /// End of the attributes that count: where the first MESSAGE-INTEGRITY begins, else FINGERPRINT, else the end.
     attributes_end: usize,
     integrity_at: Option<usize>,
+    integrity_sha256_at: Option<usize>,
 }
 
-/// What a MESSAGE-INTEGRITY tag was computed over (RFC 8489 §14.5): `header`, then `rest`.
+/// What a MESSAGE-INTEGRITY tag was computed over (RFC 8489 §14.5, §14.6): `header`, then `rest`.
 pub struct Integrity<'a> {
     pub header: [u8; 4],
     pub rest: &'a [u8],
@@ -149,7 +155,7 @@ impl<'a> Message<'a> {
             _ => Class::Error,
         };
         let method_bits = (kind & 0x000F) | (kind >> 1 & 0x0070) | (kind >> 2 & 0x0F80);
-        let mut integrity_at = None;
+        let (mut integrity_at, mut integrity_sha256_at) = (None, None);
         let mut fingerprint_at = None;
         let mut at = HEADER_LEN;
         while at < raw.len() {
@@ -165,6 +171,12 @@ impl<'a> Message<'a> {
                         return Err(Refused::Malformed);
                     }
                     integrity_at = Some(at);
+                }
+                attr::MESSAGE_INTEGRITY_SHA256 if integrity_sha256_at.is_none() => {
+                    if !(16..=32).contains(&len) || len % 4 != 0 {
+                        return Err(Refused::Malformed);
+                    }
+                    integrity_sha256_at = Some(at);
                 }
                 attr::FINGERPRINT => {
                     if len != 4 || next != raw.len() {
@@ -183,8 +195,8 @@ impl<'a> Message<'a> {
             }
         }
         let method = Method::from_wire(method_bits).ok_or(Refused::UnknownMethod)?;
-        let attributes_end = integrity_at.or(fingerprint_at).unwrap_or(raw.len());
-        Ok(Self { raw, method, class, attributes_end, integrity_at })
+        let attributes_end = [integrity_at, integrity_sha256_at, fingerprint_at].into_iter().flatten().min().unwrap_or(raw.len());
+        Ok(Self { raw, method, class, attributes_end, integrity_at, integrity_sha256_at })
     }
 
     pub fn transaction_id(&self) -> TransactionId {
@@ -215,10 +227,18 @@ impl<'a> Message<'a> {
 
     /// The tag and what it covers; `None` when the message carries no MESSAGE-INTEGRITY.
     pub fn integrity(&self) -> Option<Integrity<'a>> {
-        let at = self.integrity_at?;
-        let length = (at + 24 - HEADER_LEN) as u16;
-        let [hi, lo] = length.to_be_bytes();
-        Some(Integrity { header: [self.raw[0], self.raw[1], hi, lo], rest: &self.raw[4..at], tag: &self.raw[at + 4..at + 24] })
+        self.covered(self.integrity_at?)
+    }
+
+    /// The same of MESSAGE-INTEGRITY-SHA256, whose tag may be cut short.
+    pub fn integrity_sha256(&self) -> Option<Integrity<'a>> {
+        self.covered(self.integrity_sha256_at?)
+    }
+
+    fn covered(&self, at: usize) -> Option<Integrity<'a>> {
+        let tag = &self.raw[at + 4..at + 4 + usize::from(be16(self.raw, at + 2)?)];
+        let [hi, lo] = ((at + 4 + tag.len() - HEADER_LEN) as u16).to_be_bytes();
+        Some(Integrity { header: [self.raw[0], self.raw[1], hi, lo], rest: &self.raw[4..at], tag })
     }
 
     /// An XOR-…-ADDRESS value (RFC 8489 §14.2).
@@ -281,8 +301,17 @@ impl<'a> Writer<'a> {
 
     pub fn xor_address(&mut self, kind: u16, addr: SocketAddr) -> &mut Self {
         let mask: [u8; 16] = self.out[4..20].try_into().expect("the header is written");
+        self.masked_address(kind, addr, mask)
+    }
+
+    /// An address as it is (RFC 8489 §14.1): ALTERNATE-SERVER.
+    pub fn address(&mut self, kind: u16, addr: SocketAddr) -> &mut Self {
+        self.masked_address(kind, addr, [0; 16])
+    }
+
+    fn masked_address(&mut self, kind: u16, addr: SocketAddr, mask: [u8; 16]) -> &mut Self {
         let mut value = [0; 20];
-        value[2..4].copy_from_slice(&(addr.port() ^ (MAGIC_COOKIE >> 16) as u16).to_be_bytes());
+        value[2..4].copy_from_slice(&(addr.port() ^ u16::from_be_bytes([mask[0], mask[1]])).to_be_bytes());
         let len = match addr.ip().to_canonical() {
             IpAddr::V4(ip) => {
                 value[1] = 1;
@@ -312,6 +341,13 @@ impl<'a> Writer<'a> {
         self.set_length(24);
         let tag = sign(self.out);
         self.attribute(attr::MESSAGE_INTEGRITY, &tag)
+    }
+
+    /// Appends MESSAGE-INTEGRITY-SHA256, whole; `sign` computes the HMAC-SHA256.
+    pub fn integrity_sha256(&mut self, sign: impl FnOnce(&[u8]) -> [u8; 32]) -> &mut Self {
+        self.set_length(36);
+        let tag = sign(self.out);
+        self.attribute(attr::MESSAGE_INTEGRITY_SHA256, &tag)
     }
 
     /// Appends FINGERPRINT: always last.

@@ -1,0 +1,250 @@
+//! Allocate and Refresh (RFC 8656 §§7, 8): what a client is lent, and for how long.
+
+use super::{Effect, Origin, Refusal, Turn};
+use crate::base::id::{AllocationId, Carrier};
+use crate::base::time::{Duration, Instant, Now, UnixTime};
+use crate::crypto;
+use crate::engine::relay_ports::{Holder, RESERVED_FOR, Wish};
+use crate::engine::relay_table::{Allocation, Families, Family, Order, Tallies};
+use crate::engine::turn_auth::{Authenticated, Signer, quota_name};
+use crate::wire::stun::{Class, Message, Method, Writer, attr};
+use crate::wire::turn::TRANSPORT_UDP;
+use std::net::IpAddr;
+
+const FAMILY_IPV4: u8 = 1;
+const FAMILY_IPV6: u8 = 2;
+/// Seconds of one step of a reservation's time.
+const STEP_S: u64 = 4;
+
+impl Turn {
+    /// RFC 8656 §7.2, in its order.
+    pub(super) fn allocate(
+        &mut self,
+        now: Now,
+        from: Origin<'_>,
+        request: &Message<'_>,
+        user: &Authenticated<'_>,
+        reply: &mut Vec<u8>,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        if let Some(known) = self.table.by_carrier(from.carrier) {
+            if known.made_by != request.transaction_id() || *known.username != *user.username() {
+                return Err(Refusal::NoAllocation);
+            }
+            self.allocated(reply, known, request, user.signer());
+            return Ok(());
+        }
+        match request.get(attr::REQUESTED_TRANSPORT) {
+            Some([TRANSPORT_UDP, _, _, _]) => {}
+            Some([_, _, _, _]) => return Err(Refusal::TransportUnsupported),
+            _ => return Err(Refusal::BadRequest),
+        }
+        let family = |kind: u16| request.get(kind).map(|v| v.first().copied().unwrap_or(0));
+        let (requested, additional) = (family(attr::REQUESTED_ADDRESS_FAMILY), additional_family(request));
+        let even_port = request.get(attr::EVEN_PORT);
+        let wants_pair = even_port.is_some_and(|v| v.first().is_some_and(|b| b & 0x80 != 0));
+        let token = request.get(attr::RESERVATION_TOKEN);
+        if token.is_some_and(|t| t.len() != 8) || token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
+            return Err(Refusal::BadRequest);
+        }
+        if requested.is_some() && additional.is_some() {
+            return Err(Refusal::BadRequest);
+        }
+        let families = self.families(requested, additional)?;
+        if additional.is_some_and(|f| f != FAMILY_IPV6) || (wants_pair && additional.is_some()) {
+            return Err(Refusal::BadRequest);
+        }
+        let tallies = self.tallies(user.username(), from.client.ip());
+        self.may_allocate(tallies, from.client.ip())?;
+        let port = match token {
+            Some(token) => self.redeem(now, token, tallies.user)?,
+            None => {
+                let wish = match (even_port.is_some(), wants_pair) {
+                    (_, true) => Wish::Pair,
+                    (true, false) => Wish::Even,
+                    (false, false) => Wish::Any,
+                };
+                self.lend(now.mono, wish).ok_or(Refusal::NoPort)?
+            }
+        };
+        self.made += 1;
+        let id = AllocationId(u64::from(self.worker.0) << 56 | self.made);
+        let allocation = Allocation::new(
+            now.mono,
+            Order {
+                id,
+                carrier: from.carrier,
+                client: from.client,
+                port,
+                families,
+                username: user.username(),
+                key: user.signer().key(),
+                tallies,
+                made_by: request.transaction_id(),
+                token: wants_pair.then(|| self.token(now.wall, port + 1, tallies.user)),
+                lifetime_s: self.granted_lifetime_s(request),
+            },
+        );
+        self.allocated(reply, &allocation, request, user.signer());
+        if self.config.peers.is_open() {
+            self.ports.hold(port, Holder::Here(id));
+            out.push(Effect::Port { port, is_held: true });
+        }
+        self.table.count_in(tallies);
+        self.table.insert(allocation);
+        out.push(Effect::Tally { tallies, is_more: true });
+        out.push(Effect::Opened { allocation: id });
+        Ok(())
+    }
+
+    fn families(&self, requested: Option<u8>, additional: Option<u8>) -> Result<Families, Refusal> {
+        let has = |is_v4: bool| self.config.peers.relay_ip(is_v4).is_some();
+        let wanted = match requested {
+            None | Some(FAMILY_IPV4) => Families { v4: has(true), v6: additional.is_some() && has(false) },
+            Some(FAMILY_IPV6) => Families { v4: false, v6: has(false) },
+            Some(_) => return Err(Refusal::FamilyUnsupported),
+        };
+        if wanted.v4 || wanted.v6 { Ok(wanted) } else { Err(Refusal::FamilyUnsupported) }
+    }
+
+    fn tallies(&self, username: &[u8], source: IpAddr) -> Tallies {
+        let source = match source {
+            IpAddr::V4(ip) => ip.octets().to_vec(),
+            // Whoever has one address of a /64 has them all.
+            IpAddr::V6(ip) => ip.octets()[..8].to_vec(),
+        };
+        let secrets = &self.config.secrets;
+        Tallies { user: secrets.tally(b"user", quota_name(username)), source: secrets.tally(b"source", &source) }
+    }
+
+    fn may_allocate(&self, tallies: Tallies, source: IpAddr) -> Result<(), Refusal> {
+        let config = &self.config;
+        if self.table.tally(tallies.user) >= config.allocations_per_user_max {
+            return Err(Refusal::UserQuotaReached);
+        }
+        let per_address = config.allocations_per_address_max;
+        if per_address > 0 && self.table.tally(tallies.source) >= per_address {
+            return Err(Refusal::SourceQuotaReached);
+        }
+        if self.is_draining {
+            let other = config.alternates.iter().find(|server| server.is_ipv4() == source.is_ipv4());
+            return Err(other.map_or(Refusal::Draining, |server| Refusal::TryAlternate(*server)));
+        }
+        if self.table.len() >= config.allocations_max { Err(Refusal::CapacityReached) } else { Ok(()) }
+    }
+
+    /// A port for a relayed address: a real one while the relay is open, else a name.
+    fn lend(&mut self, now: Instant, wish: Wish) -> Option<u16> {
+        if self.config.peers.is_open() {
+            return self.ports.choose(now, wish, &mut self.dice);
+        }
+        match wish {
+            // Nothing is kept back that nobody could reach.
+            Wish::Pair => None,
+            Wish::Even => Some(self.name() & !1),
+            Wish::Any => Some(self.name()),
+        }
+    }
+
+    /// Workers count in steps of their number from a random start, so that one client's allocations never share a name although
+    /// no worker knows the others' (a port comes back after the whole range).
+    fn name(&mut self) -> u16 {
+        let (first, last) = (u64::from(*self.config.relay_ports.start()), u64::from(*self.config.relay_ports.end()));
+        let workers = u64::from(self.config.workers.max(1));
+        let slots = ((last - first + 1) / workers).max(1);
+        if self.made == 0 {
+            self.made = self.dice.below(slots);
+        }
+        (first + (self.made % slots) * workers + u64::from(self.worker.0) % workers).min(last) as u16
+    }
+
+    /// RESERVATION-TOKEN: `port ‖ time(8 bits) ‖ tag`, good for this user alone, on every worker.
+    fn token(&self, wall: UnixTime, port: u16, user: u64) -> [u8; 8] {
+        self.token_of((wall.as_secs() / STEP_S) as u8, port, user)
+    }
+
+    fn token_of(&self, step: u8, port: u16, user: u64) -> [u8; 8] {
+        let [hi, lo] = port.to_be_bytes();
+        let tag = self.config.secrets.tally(b"token", &[&[hi, lo, step][..], &user.to_be_bytes()].concat()).to_be_bytes();
+        [hi, lo, step, tag[0], tag[1], tag[2], tag[3], tag[4]]
+    }
+
+    fn redeem(&mut self, now: Now, token: &[u8], user: u64) -> Result<u16, Refusal> {
+        let &[hi, lo, step, ..] = token else { return Err(Refusal::BadRequest) };
+        let port = u16::from_be_bytes([hi, lo]);
+        let age_s = STEP_S * u64::from(((now.wall.as_secs() / STEP_S) as u8).wrapping_sub(step));
+        let is_good = crypto::equal(token, &self.token_of(step, port, user)) && age_s <= RESERVED_FOR.as_secs();
+        if is_good && self.config.peers.is_open() && self.ports.redeem(now.mono, port) { Ok(port) } else { Err(Refusal::NoPort) }
+    }
+
+    fn granted_lifetime_s(&self, request: &Message<'_>) -> u32 {
+        let (min, max) = (*self.config.lifetime_s.start(), *self.config.lifetime_s.end());
+        request.get_u32(attr::LIFETIME).map_or(min, |asked| asked.clamp(min, max))
+    }
+
+    fn allocated(&self, reply: &mut Vec<u8>, allocation: &Allocation, request: &Message<'_>, signer: Signer) {
+        let mut w = Writer::new(reply, Method::Allocate, Class::Success, request.transaction_id());
+        for relayed in Family::BOTH.iter().filter_map(|family| self.relayed_of(allocation, *family)) {
+            w.xor_address(attr::XOR_RELAYED_ADDRESS, relayed.0);
+        }
+        w.u32(attr::LIFETIME, allocation.lifetime_s).xor_address(attr::XOR_MAPPED_ADDRESS, allocation.client.0);
+        if let Some(token) = allocation.token {
+            w.attribute(attr::RESERVATION_TOKEN, &token);
+        }
+        if additional_family(request).is_some() {
+            let lacking = [(allocation.families.v4, FAMILY_IPV4), (allocation.families.v6, FAMILY_IPV6)];
+            for (_, family) in lacking.iter().filter(|(has, _)| !has) {
+                w.attribute(attr::ADDRESS_ERROR_CODE, &[*family, 0, 4, 40]);
+            }
+        }
+        signer.sign(&mut w);
+    }
+
+    /// RFC 8656 §8.2.
+    pub(super) fn refresh(
+        &mut self,
+        now: Instant,
+        carrier: Carrier,
+        request: &Message<'_>,
+        user: &Authenticated<'_>,
+        reply: &mut Vec<u8>,
+        out: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        let lifetime_s = match request.get_u32(attr::LIFETIME) {
+            Some(0) => 0,
+            _ => self.granted_lifetime_s(request),
+        };
+        let allocation = self.own(carrier, user)?;
+        let asked = match request.get(attr::REQUESTED_ADDRESS_FAMILY).map(|v| v.first()) {
+            None => None,
+            Some(Some(&FAMILY_IPV4)) => Some(Family::V4),
+            Some(Some(&FAMILY_IPV6)) => Some(Family::V6),
+            Some(_) => return Err(Refusal::FamilyMismatch),
+        };
+        if asked.is_some_and(|family| !allocation.families.has(family)) {
+            return Err(Refusal::FamilyMismatch);
+        }
+        let (id, is_dual) = (allocation.id, allocation.families.v4 && allocation.families.v6);
+        match (lifetime_s, asked) {
+            (0, Some(family)) if is_dual => {
+                allocation.drop_family(family);
+                out.push(Effect::CloseSocket { allocation: id, family });
+            }
+            (0, _) => {
+                if let Some(allocation) = self.table.remove(id) {
+                    self.end(allocation, out);
+                }
+            }
+            _ => allocation.expires = now + Duration::from_secs(lifetime_s.into()),
+        }
+        let mut w = Writer::new(reply, Method::Refresh, Class::Success, request.transaction_id());
+        w.u32(attr::LIFETIME, lifetime_s);
+        user.signer().sign(&mut w);
+        Ok(())
+    }
+}
+
+fn additional_family(request: &Message<'_>) -> Option<u8> {
+    let value = request.get(attr::ADDITIONAL_ADDRESS_FAMILY).or_else(|| request.get(attr::ADDITIONAL_ADDRESS_FAMILY_DRAFT))?;
+    Some(value.first().copied().unwrap_or(0))
+}
