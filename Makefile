@@ -4,7 +4,7 @@ SHELL := /bin/bash
 TARGET := target/x86_64-unknown-linux-gnu
 PACKAGES := chromium firefox-esr iproute2 nftables libnss3-tools tinyproxy curl openssl procps python3-venv \
   debootstrap systemd-container file binutils prometheus \
-  python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
+  coturn python3-gi gir1.2-gst-plugins-bad-1.0 gstreamer1.0-nice gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-bad
 MISSING = $(shell for p in $(PACKAGES); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 
 # With Go, other people's servers are among the tests.
@@ -80,7 +80,7 @@ target/livekit/server:
 ## Debian packages that the tests use.
 deps:
 	@if [ -n "$(MISSING)" ]; then \
-	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) && { systemctl disable --now tinyproxy prometheus >/dev/null 2>&1 || true; }; \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(MISSING) && { systemctl disable --now tinyproxy prometheus coturn >/dev/null 2>&1 || true; }; \
 	  else echo "as root: apt-get install $(MISSING)"; exit 1; fi; fi
 
 # Let's Encrypt's test server: certificates are ordered from it.

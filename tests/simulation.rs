@@ -68,6 +68,23 @@ fn reliable_messages_for_newcomers_wait_for_their_channels() {
 }
 
 #[test]
+fn a_participants_relay_credentials_lead_to_its_own_session_alone() {
+    for way in [Way::RelayUdp, Way::RelayTcp] {
+        for owner in [0, 1] {
+            let mut world = World::new(5, 2, Net::new(5, 0, 0, 5..20));
+            world.borrows_credentials = true;
+            let arrival = Arrival { way, ingress: WorkerId(0), owner: WorkerId(owner) };
+            world.join(&[arrival, Arrival { way: Way::Udp, ..arrival }]);
+            world.run(Duration::from_secs(3));
+            assert!(!world.peer(0).is_connected && world.peer(1).is_connected, "{way:?} {owner}");
+            let refused = check::drops(&world).iter().find(|(name, _)| *name == "relay_of_another_participant").map_or(0, |(_, n)| *n);
+            assert!(refused > 2, "{way:?} {owner}: {:?}", check::drops(&world));
+            settle(&mut world);
+        }
+    }
+}
+
+#[test]
 fn every_way_in_on_every_worker_reaches_every_owner() {
     for way in Way::ALL {
         for ingress in [0, 1] {

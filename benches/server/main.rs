@@ -44,6 +44,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("idle participant memory", rooms::idle_memory),
     ("subscription memory", rooms::subscription_memory),
     ("SFU-only allocation memory", relay::sfu_only_memory),
+    ("real relay memory", relay::real_memory),
     ("two workers", rooms::two_workers),
     ("forwarding latency", rooms::latency),
 ];

@@ -92,7 +92,7 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
         for run in [1, 4] {
             let every = Duration::from_secs_f64(f64::from(run * ALLOCATIONS) / RATE);
             let source = Source { every, run: run as usize, len: PAYLOAD };
-            let server = Server::start(place.server, 1)?;
+            let server = Server::open(place.server)?;
             let users = Users::come(plan(direction, run))?;
             let floor = Floor::start(&place, Work::Relay, vec![source; ALLOCATIONS as usize])?;
             let pair = |_| Ok((users.us_per_packet(&server.process)?, floor.us_per_packet(WINDOW)?));
@@ -113,6 +113,29 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
         }
     }
     Ok(rows)
+}
+
+/// Allocations with sockets of their own, and no packets.
+pub fn real_memory(context: &Context) -> Result<Vec<Row>, String> {
+    const MANY: u32 = 5_000;
+    let idle = || RelayPlan { allocations: MANY, ..plan(Direction::Idle, 1) };
+    let place = Place::loopback();
+    let server = Server::open(place.server)?;
+    let before = anonymous_bytes(server.process.pid());
+    let users = Users::come(idle())?;
+    let after = anonymous_bytes(server.process.pid());
+    users.leave()?;
+    drop(server);
+    let mut row = Row::new("memory per real relay", "bytes", (after - before) / f64::from(MANY));
+    if context.with_peers {
+        let coturn = Coturn::start()?;
+        let before = anonymous_bytes(coturn.process.pid());
+        let users = Users::come(idle())?;
+        let after = anonymous_bytes(coturn.process.pid());
+        users.leave()?;
+        row.peers.insert("coturn".into(), (after - before) / f64::from(MANY));
+    }
+    Ok(vec![row])
 }
 
 /// Allocations whose peer is the SFU, which bind no socket.

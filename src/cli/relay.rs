@@ -9,6 +9,7 @@ use postern::engine::turn::TurnConfig;
 use postern::engine::turn_auth::{Realm, Secrets};
 use postern::wire::turn::{CHANNELS, OLDER_CHANNELS};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
 
 /// Credentials of the config; `master` is the deployment's own secret.
 pub fn secrets(config: &Config, master: &[u8]) -> Secrets {
@@ -49,6 +50,7 @@ pub fn turn_config(
         secrets,
         peers,
         relay_ports: first_port..=last_port,
+        ephemeral_ports: ephemeral_ports(),
         allocations_per_user_max: turn.allocations_per_user,
         allocations_per_address_max: limits.allocations_per_address,
         allocations_max: limits.allocations_per_worker,
@@ -66,6 +68,12 @@ pub fn turn_config(
         alternates: turn.alternate_servers.clone(),
         workers,
     }
+}
+
+fn ephemeral_ports() -> Option<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let (first, last) = text.trim().split_once(char::is_whitespace)?;
+    Some(first.parse().ok()?..=last.trim().parse().ok()?)
 }
 
 /// Every address that leads to this host: its interfaces', and those that a NAT maps to it.

@@ -8,7 +8,7 @@ use super::runtime_dir::RuntimeDir;
 use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
-use postern::config::{Config, LogFormat, TlsMode};
+use postern::config::{Config, LogFormat, Peers, TlsMode};
 use postern::control::admin::Admin;
 use postern::control::auth::Keys;
 use postern::control::certs::acme::Acme;
@@ -24,6 +24,7 @@ use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
 use postern::io::clock::Clock;
 use postern::io::{self, Inbox, Visitor, WorkerSetup};
+use postern::shard::counters::{Counter, Counters};
 use postern::shard::mail::{Command, Report};
 use postern::shard::{Shard, ShardConfig};
 use std::io::IsTerminal;
@@ -204,6 +205,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         Shard::new(config, SecretRng::system(), Rng::new(seed))
     };
     let shards: Vec<Shard> = (0..workers).map(shard).collect();
+    let counters: Vec<Counters> = shards.iter().map(|s| s.counters.clone()).collect();
     let numbers = shards.iter().map(|s| WorkerNumbers { counters: s.counters.clone(), load: s.load.clone() }).collect();
     let buffer_bytes: usize = shards.iter().map(|s| s.pool.bytes_max()).sum();
     let mib = |bytes: usize| bytes / (1024 * 1024);
@@ -271,7 +273,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
     let udp_ports: Vec<u16> = layout.udp_addresses().iter().map(SocketAddr::port).collect();
     let metrics = Metrics::new(numbers, gauges, Host::new(&udp_ports));
-    let plane = Plane { config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
+    let plane = Plane { counters, config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
@@ -324,6 +326,7 @@ fn start_workers(
             connections_max: config.limits.connections_per_worker,
             half_open_per_address_max: config.limits.half_open_per_address,
             relays_bound_to: relays_bound_to.to_vec(),
+            trusted_proxies: config.network.trusted_proxies.iter().filter_map(|net| net.parse().ok()).collect(),
         };
         let body = move || {
             // A worker that is lost takes its clients with it: end the process, so that the supervisor starts it anew.
@@ -343,6 +346,7 @@ fn start_workers(
 }
 
 struct Plane<'a> {
+    counters: Vec<Counters>,
     config: &'a Config,
     extras: Extras,
     certificates: Arc<certs::Certificates>,
@@ -354,6 +358,15 @@ struct Plane<'a> {
 }
 
 impl Plane<'_> {
+    /// Allocations that others than our own participants may need. A closed relay has none: they end with their participants.
+    fn allocations(&self) -> u64 {
+        if self.config.turn.peers == Peers::Named("sfu-only".into()) {
+            return 0;
+        }
+        let of = |counter: Counter| self.counters.iter().map(|c| c.get(counter)).sum::<u64>();
+        of(Counter::AllocationsOpened).saturating_sub(of(Counter::AllocationsClosed))
+    }
+
     async fn run(
         self,
         metrics: Metrics,
@@ -430,7 +443,7 @@ impl Plane<'_> {
                     seconds += 1;
                     self.look_after_workers(&mut watch, &lifecycle);
                     if let Some(deadline) = deadline
-                        && (self.front.rooms().send_on_idle() == 0 || now.into_std() >= deadline)
+                        && ((self.front.rooms().send_on_idle() == 0 && self.allocations() == 0) || now.into_std() >= deadline)
                     {
                         break;
                     }
@@ -451,9 +464,15 @@ impl Plane<'_> {
                         deadline = Some(tokio::time::Instant::now().into_std() + within);
                         lifecycle.enter(Phase::Draining);
                         self.front.rooms().drain();
-                        let left = self.front.rooms().send_on_idle();
-                        tracing::info!(participants = left, within_s = within.as_secs(), "draining: no room is opened, calls may go on");
-                        if left == 0 || within.is_zero() {
+                        self.inboxes.iter().for_each(|inbox| inbox.command(Command::Drain));
+                        let (left, allocations) = (self.front.rooms().send_on_idle(), self.allocations());
+                        tracing::info!(
+                            participants = left,
+                            allocations,
+                            within_s = within.as_secs(),
+                            "draining: no room is opened and no relay lent, calls may go on"
+                        );
+                        if (left == 0 && allocations == 0) || within.is_zero() {
                             break;
                         }
                     }

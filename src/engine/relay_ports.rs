@@ -32,6 +32,8 @@ pub enum Wish {
 
 pub struct RelayPorts {
     range: RangeInclusive<u16>,
+    /// Parts of the range in which no other program's sockets come to lie by chance; then all of it.
+    parts: Vec<RangeInclusive<u16>>,
     worker: u16,
     workers: u16,
     held: IdMap<u16, Holder>,
@@ -39,15 +41,33 @@ pub struct RelayPorts {
 }
 
 impl RelayPorts {
-    pub fn new(range: RangeInclusive<u16>, worker: WorkerId, workers: u8) -> Self {
+    /// `ephemeral` are the ports that the system gives to sockets that ask for none (RFC 6056): they are lent last.
+    pub fn new(range: RangeInclusive<u16>, ephemeral: Option<&RangeInclusive<u16>>, worker: WorkerId, workers: u8) -> Self {
         let workers = u16::from(workers.max(1));
-        Self { range, worker: u16::from(worker.0) % workers, workers, held: IdMap::default(), reserved: VecDeque::new() }
+        let (first, last) = (*range.start(), *range.end());
+        let mut parts: Vec<RangeInclusive<u16>> = Vec::new();
+        if let Some(ephemeral) = ephemeral {
+            parts.extend(ephemeral.end().checked_add(1).map(|behind| behind.max(first)..=last));
+            parts.extend(ephemeral.start().checked_sub(1).map(|before| first..=before.min(last)));
+            parts.retain(|part| !part.is_empty());
+        }
+        parts.push(range.clone());
+        Self { range, parts, worker: u16::from(worker.0) % workers, workers, held: IdMap::default(), reserved: VecDeque::new() }
     }
 
     /// A port of ours that is free, from a random place on; one that is reserved besides, for a [`Wish::Pair`].
     pub fn choose(&mut self, now: Instant, wish: Wish, dice: &mut Rng) -> Option<u16> {
         self.expire(now);
-        let (first, last) = (*self.range.start() / 2, *self.range.end() / 2);
+        let port = self.parts.iter().find_map(|part| self.choose_in(part, wish, dice))?;
+        if wish == Wish::Pair {
+            self.held.insert(port + 1, Holder::Reserved);
+            self.reserved.push_back((now + RESERVED_FOR, port + 1));
+        }
+        Some(port)
+    }
+
+    fn choose_in(&self, part: &RangeInclusive<u16>, wish: Wish, dice: &mut Rng) -> Option<u16> {
+        let (first, last) = (*part.start() / 2, *part.end() / 2);
         let pairs = (usize::from(last - first) + 1).div_ceil(usize::from(self.workers));
         let start = dice.below(pairs as u64) as usize;
         // The first pair of ours in the range.
@@ -62,25 +82,18 @@ impl RelayPorts {
                 continue;
             }
             let (even, odd) = (pair * 2, pair * 2 + 1);
+            let is_free = |port: &u16| part.contains(port) && !self.held.contains_key(port);
             let found = match wish {
-                Wish::Pair => (self.is_free(even) && self.is_free(odd)).then_some(even),
-                Wish::Even => self.is_free(even).then_some(even),
-                Wish::Any if odd_first => [odd, even].into_iter().find(|port| self.is_free(*port)),
-                Wish::Any => [even, odd].into_iter().find(|port| self.is_free(*port)),
+                Wish::Pair => (is_free(&even) && is_free(&odd)).then_some(even),
+                Wish::Even => is_free(&even).then_some(even),
+                Wish::Any if odd_first => [odd, even].into_iter().find(is_free),
+                Wish::Any => [even, odd].into_iter().find(is_free),
             };
-            if let Some(port) = found {
-                if wish == Wish::Pair {
-                    self.held.insert(odd, Holder::Reserved);
-                    self.reserved.push_back((now + RESERVED_FOR, odd));
-                }
-                return Some(port);
+            if found.is_some() {
+                return found;
             }
         }
         None
-    }
-
-    fn is_free(&self, port: u16) -> bool {
-        self.range.contains(&port) && !self.held.contains_key(&port)
     }
 
     /// Takes a reserved port; `false` when it is not reserved here, or no longer. Those of other workers are taken on trust:
@@ -154,7 +167,7 @@ mod tests {
             for workers in [1, 2, 3, 7] {
                 let mut found = Vec::new();
                 for worker in 0..workers {
-                    found.extend(all(&mut RelayPorts::new(range.clone(), WorkerId(worker), workers), Wish::Any));
+                    found.extend(all(&mut RelayPorts::new(range.clone(), None, WorkerId(worker), workers), Wish::Any));
                 }
                 found.sort_unstable();
                 assert_eq!(found, range.clone().collect::<Vec<u16>>(), "{range:?} {workers}");
@@ -164,9 +177,9 @@ mod tests {
 
     #[test]
     fn even_ports_and_pairs() {
-        let mut ports = RelayPorts::new(50001..=50008, WorkerId(0), 1);
+        let mut ports = RelayPorts::new(50001..=50008, None, WorkerId(0), 1);
         assert_eq!(all(&mut ports, Wish::Even), [50002, 50004, 50006, 50008]);
-        let mut ports = RelayPorts::new(50001..=50008, WorkerId(0), 1);
+        let mut ports = RelayPorts::new(50001..=50008, None, WorkerId(0), 1);
         assert_eq!(all(&mut ports, Wish::Pair), [50002, 50004, 50006], "the range ends before the last's neighbour");
         assert_eq!(all(&mut ports, Wish::Any), [50001, 50008], "the neighbours are kept back");
         assert!(ports.redeem(Instant::from_millis(34_999), 50003));
@@ -181,8 +194,22 @@ mod tests {
     }
 
     #[test]
+    fn ports_that_the_system_gives_to_others_are_lent_last() {
+        for (ephemeral, first) in [(50000..=50099, 50100..=50119), (50020..=60000, 50000..=50019), (40000..=60000, 50000..=50119)] {
+            let mut ports = RelayPorts::new(50000..=50119, Some(&ephemeral), WorkerId(0), 1);
+            let mut dice = Rng::new(3);
+            for n in 0..120 {
+                let port = ports.choose(Instant::default(), Wish::Any, &mut dice).expect("one is free");
+                assert!(n >= first.len() || first.contains(&port), "{port} as the {n}th of {ephemeral:?}");
+                ports.hold(port, HERE);
+            }
+            assert_eq!(ports.choose(Instant::default(), Wish::Any, &mut dice), None);
+        }
+    }
+
+    #[test]
     fn what_others_hold_is_not_lent() {
-        let mut ports = RelayPorts::new(50000..=50007, WorkerId(1), 2);
+        let mut ports = RelayPorts::new(50000..=50007, None, WorkerId(1), 2);
         assert!(ports.redeem(Instant::default(), 50001), "another worker's reservation");
         assert!(!ports.redeem(Instant::default(), 50003), "not reserved of ours");
         ports.hold(50002, Holder::At(WorkerId(0)));

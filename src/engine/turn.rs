@@ -34,6 +34,8 @@ pub struct TurnConfig {
     pub peers: PeerPolicy,
     /// Ports that relayed addresses have. While the relay is closed they are names, and nothing is bound.
     pub relay_ports: RangeInclusive<u16>,
+    /// Ports that the system gives to sockets that ask for none.
+    pub ephemeral_ports: Option<RangeInclusive<u16>>,
     pub allocations_per_user_max: usize,
     /// Allocations of one source address; 0 is no limit.
     pub allocations_per_address_max: usize,
@@ -61,6 +63,7 @@ impl TurnConfig {
             secrets,
             peers: PeerPolicy { sfu, ..PeerPolicy::new(Opens::Nobody, Vec::new()) },
             relay_ports: 49152..=65535,
+            ephemeral_ports: None,
             allocations_per_user_max: 16,
             allocations_per_address_max: 0,
             allocations_max: 65_536,
@@ -245,7 +248,7 @@ pub struct Turn {
 impl Turn {
     pub fn new(config: Arc<TurnConfig>, worker: WorkerId, mut dice: Rng) -> Self {
         Self {
-            ports: RelayPorts::new(config.relay_ports.clone(), worker, config.workers),
+            ports: RelayPorts::new(config.relay_ports.clone(), config.ephemeral_ports.as_ref(), worker, config.workers),
             strangers: Strangers::new(&mut dice),
             table: RelayTable::default(),
             pace: Pace::default(),

@@ -3,6 +3,7 @@
 
 pub mod clock;
 mod inbox;
+mod proxy;
 mod ready;
 mod relays;
 mod stream;
@@ -21,6 +22,7 @@ use crate::shard::egress::Outlet;
 use crate::shard::mail::{Effect, Report};
 use clock::Clock;
 use inbox::{Freight, MovedStream, Outbox, RING};
+use ipnet::IpNet;
 use ready::ReadyList;
 use relays::{RelayName, Relays};
 use rtrb::Consumer;
@@ -138,6 +140,8 @@ pub struct WorkerSetup {
     pub half_open_per_address_max: usize,
     /// Relayed addresses that stand for another address of this host's, and that one.
     pub relays_bound_to: Vec<(IpAddr, IpAddr)>,
+    /// Who may say by a PROXY header for whom it connects.
+    pub trusted_proxies: Vec<IpNet>,
 }
 
 /// Runs a worker on the calling thread until it is told to stop.
@@ -177,6 +181,7 @@ struct Worker {
     tls: Arc<ServerConfig>,
     http: HttpDoor,
     reports: ReportSink,
+    trusted_proxies: Vec<IpNet>,
     connections_max: usize,
     half_open_max: usize,
     batch: Batch,
@@ -211,6 +216,7 @@ impl Worker {
             tls: setup.tls,
             http: setup.http,
             reports: setup.reports,
+            trusted_proxies: setup.trusted_proxies,
             connections_max: setup.connections_max,
             half_open_max: setup.half_open_per_address_max,
             batch,
@@ -326,10 +332,12 @@ impl Worker {
             // Out of descriptors: what waits stays in the backlog until some are free.
             let Ok((tcp, remote)) = accepted else { continue };
             busy = true;
+            let is_trusted = self.trusted_proxies.iter().any(|net| net.contains(&remote.ip()));
             let half_open = self.half_open.get(&remote.ip()).copied().unwrap_or(0);
             let refusal = match () {
                 () if self.streams.len() >= self.connections_max => Some(Counter::RefusedConnectionsFull),
-                () if half_open >= self.half_open_max => Some(Counter::RefusedHalfOpen),
+                // All clients of a proxy come from its one address.
+                () if half_open >= self.half_open_max && !is_trusted => Some(Counter::RefusedHalfOpen),
                 () => None,
             };
             if let Some(counter) = refusal {
@@ -340,7 +348,7 @@ impl Worker {
             self.streams_made += 1;
             let id = StreamId(u64::from(self.id.0) << 56 | self.streams_made);
             let now = self.clock.now().mono;
-            self.streams.insert(id, Stream::new(id, tcp, remote, *role == ListenerRole::Turn, now, &self.ready));
+            self.streams.insert(id, Stream::new(id, tcp, remote, *role == ListenerRole::Turn, is_trusted, now, &self.ready));
             self.ready_now.push(id);
         }
         busy
@@ -374,13 +382,14 @@ impl Worker {
                 match why {
                     Why::Gone => {}
                     Why::UnknownOpening => self.shard.counters.count(Counter::ClosedUnknownOpening),
+                    Why::Proxy => self.shard.counters.count(Counter::ClosedProxy),
                     Why::Tls => self.shard.counters.count(Counter::ClosedTls),
                 }
                 return self.close(id);
             }
             Turn::Told(role) => {
-                let (remote, tls) = (stream.remote, stream.tls());
-                self.opened(remote.ip());
+                let (neighbour, remote, tls) = (stream.neighbour, stream.remote, stream.tls());
+                self.opened(neighbour.ip());
                 self.shard.stream_opened(id, role, remote, tls);
                 self.ready_now.push(id);
             }
@@ -426,7 +435,7 @@ impl Worker {
     fn close(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.remove(&id) {
             if !stream.is_framed() {
-                self.opened(stream.remote.ip());
+                self.opened(stream.neighbour.ip());
             }
             self.shard.stream_closed(self.clock.now(), id);
         }
@@ -434,7 +443,7 @@ impl Worker {
 
     fn hand_over(&mut self, id: StreamId) {
         if let Some(stream) = self.streams.remove(&id) {
-            self.opened(stream.remote.ip());
+            self.opened(stream.neighbour.ip());
             let is_taken = stream.hand_over().is_ok_and(|visitor| (self.http)(visitor));
             if !is_taken {
                 self.shard.counters.count(Counter::RefusedHttpBusy);

@@ -36,7 +36,7 @@ impl Relays {
     pub fn open(&mut self, allocation: AllocationId, at: RelayedAddr) -> io::Result<()> {
         let ip = self.bound_to.iter().find(|(public, _)| *public == at.ip()).map_or(at.ip(), |(_, bound)| *bound);
         let family = Family::of(at.ip());
-        let socket = UdpSocket::register(udp::bind_relay(SocketAddr::new(ip, at.0.port()))?)?;
+        let socket = UdpSocket::register_relay(udp::bind_relay(SocketAddr::new(ip, at.0.port()))?)?;
         let name = (allocation, family);
         let relay = Box::new(Relay { socket, waker: waker(name, &self.ready) });
         self.relays.entry(allocation).or_default()[family as usize] = Some(relay);

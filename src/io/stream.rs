@@ -7,6 +7,7 @@
 //! ```
 //! No task of its own: a waker puts its id on the worker's ready list, and the worker's turn does the rest.
 
+use super::proxy::{self, Proxied};
 use super::ready::{ReadyList, waker};
 use crate::base::id::StreamId;
 use crate::base::time::{Duration, Instant};
@@ -57,7 +58,12 @@ enum Socket {
 
 pub struct Stream {
     socket: Socket,
+    /// Who connected: a proxy, or the client itself.
+    pub neighbour: SocketAddr,
+    /// Whose bytes they are, as a trusted proxy says.
     pub remote: SocketAddr,
+    /// A proxy that we trust has not said yet for whom.
+    awaits_proxy: bool,
     /// Only STUN and TURN may be spoken (port 3478).
     turn_only: bool,
     phase: Phase,
@@ -93,6 +99,8 @@ pub enum Why {
     Gone,
     /// Its first bytes are of no kind that this port speaks.
     UnknownOpening,
+    /// A PROXY header that is malformed, or that comes from somebody who is not trusted to send one.
+    Proxy,
     /// TLS failed: no common version, a broken record, a hello without end.
     Tls,
 }
@@ -110,7 +118,16 @@ pub struct Visitor {
 }
 
 impl Stream {
-    pub fn new(id: StreamId, tcp: TcpStream, remote: SocketAddr, turn_only: bool, now: Instant, list: &Arc<ReadyList<StreamId>>) -> Self {
+    /// `is_trusted` lets the one who connected speak for another by a PROXY header.
+    pub fn new(
+        id: StreamId,
+        tcp: TcpStream,
+        remote: SocketAddr,
+        turn_only: bool,
+        is_trusted: bool,
+        now: Instant,
+        list: &Arc<ReadyList<StreamId>>,
+    ) -> Self {
         let socket = socket2::SockRef::from(&tcp);
         let _ = socket.set_tcp_nodelay(true);
         // Best effort: a kernel without BBR keeps its default.
@@ -118,7 +135,9 @@ impl Stream {
         let _ = socket.set_tcp_notsent_lowat(NOT_SENT_MAX);
         Self {
             socket: Socket::Registered(tcp),
+            neighbour: remote,
             remote,
+            awaits_proxy: is_trusted,
             turn_only,
             phase: Phase::Telling,
             tls: None,
@@ -245,6 +264,22 @@ impl Stream {
                 self.drain_tls()?;
                 Ok(None)
             }
+            Phase::Telling if self.awaits_proxy => match proxy::header(&self.inbound) {
+                Proxied::NeedMore => Ok(None),
+                Proxied::Malformed => Err(Why::Proxy),
+                Proxied::Nothing => {
+                    self.awaits_proxy = false;
+                    self.tell(config)
+                }
+                Proxied::For { client, len } => {
+                    self.remote = client.unwrap_or(self.remote);
+                    self.inbound.drain(..len);
+                    self.awaits_proxy = false;
+                    self.tell(config)
+                }
+            },
+            // Whoever may not speak for others does not get to try.
+            Phase::Telling if self.tls.is_none() && proxy::is_header(&self.inbound) => Err(Why::Proxy),
             Phase::Telling => match demux::stream(&self.inbound) {
                 Sniff::NeedMore => Ok(None),
                 Sniff::Unknown => Err(Why::UnknownOpening),

@@ -13,6 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, RawFd};
 use std::task::{Context, Poll};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// Messages of one system call.
@@ -130,6 +131,8 @@ pub fn bind_relay(address: SocketAddr) -> io::Result<Socket> {
     } else {
         set_option(fd, libc::IPPROTO_IP, libc::IP_RECVERR, 1)?;
     }
+    // Errors make it readable, or nobody would look.
+    set_option(fd, libc::SOL_SOCKET, libc::SO_SELECT_ERR_QUEUE, 1)?;
     let _ = set_option(fd, libc::SOL_UDP, libc::UDP_GRO, 1);
     socket.bind(&SockAddr::from(address))?;
     Ok(socket)
@@ -164,6 +167,13 @@ impl UdpSocket {
     pub fn register(socket: Socket) -> io::Result<Self> {
         // SAFETY: the socket owns its descriptor and stays inside the AsyncFd until that is dropped.
         let fd = unsafe { AsyncFd::register(socket)? };
+        Ok(Self { fd, unsegmented: Vec::new() })
+    }
+
+    /// The same of one that is told what could not be delivered: that is urgent, as epoll(7) has it.
+    pub fn register_relay(socket: Socket) -> io::Result<Self> {
+        // SAFETY: as above.
+        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::PRIORITY)? };
         Ok(Self { fd, unsegmented: Vec::new() })
     }
 

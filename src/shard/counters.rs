@@ -112,6 +112,7 @@ counters! {
     RefusedHttpBusy "connection_refusals" "http_busy",
     ClosedSlowOpening "connection_refusals" "slow_opening",
     ClosedUnknownOpening "connection_refusals" "unknown_opening",
+    ClosedProxy "connection_refusals" "proxy_header",
     ClosedTls "connection_refusals" "tls_failed",
     ClosedUnused "connection_refusals" "unused",
     ClosedFraming "connection_refusals" "framing_lost",

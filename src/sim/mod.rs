@@ -96,6 +96,8 @@ pub struct World {
     pub talkers: usize,
     /// Told when a shard begins to work on media alone, and when it is done: whatever that takes can be counted.
     pub probe: fn(bool),
+    /// Peers use the relay with the credentials of another participant.
+    pub borrows_credentials: bool,
     /// Peers insist on waiting for our hello, as some WHIP senders do: the server is the DTLS client.
     pub peers_are_passive: bool,
 }
@@ -151,6 +153,7 @@ impl World {
             films: false,
             talkers: usize::MAX,
             probe: |_| {},
+            borrows_credentials: false,
             peers_are_passive: false,
         }
     }
@@ -212,7 +215,7 @@ impl World {
         };
         let ingress = arrival.ingress;
         let expires = self.time().wall.as_secs() + 3600;
-        let (username, password) = self.secrets.mint(&format!("PA_{at}"), 0, expires);
+        let (username, password) = self.secrets.mint(&format!("PA_{}", if self.borrows_credentials { at + 1 } else { at }), 0, expires);
         let mut relay = arrival.way.is_relay().then(|| peer::RelayClient::new(&username, &password, "sim"));
         let mut local = address;
         if let Some(relay) = &mut relay {

@@ -15,6 +15,7 @@ pub struct Server {
     pub http: SocketAddr,
     pub edge: SocketAddr,
     pub turn: SocketAddr,
+    pub media: SocketAddr,
     pub admin: SocketAddr,
     pub state: PathBuf,
 }
@@ -51,11 +52,56 @@ impl Server {
         }
         let child = command.env("XDG_STATE_HOME", &state).stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("the binary starts");
         let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let server = Self { child, http: at(http), edge: at(edge), turn: at(turn), admin: at(admin), state };
+        let server = Self { child, http: at(http), edge: at(edge), turn: at(turn), media: at(media), admin: at(admin), state };
+        server.once_ready()
+    }
+
+    /// Starts `postern run` with a relay that is open to this host, and users alice (a) and bob (b).
+    pub fn open(workers: u8) -> Self {
+        Self::run(workers, "peers = [\"127.0.0.0/8\", \"::1/128\"]\ndenied_peers = [\"127.0.9.0/24\"]\nallocations_per_user = 120")
+    }
+
+    /// `postern run` with these lines under `[turn]`, and perhaps sections behind them.
+    pub fn run(workers: u8, turn_lines: &str) -> Self {
+        let [edge, media, turn, admin] = free_ports();
+        let nth = STARTED.fetch_add(1, Ordering::Relaxed);
+        let state = std::env::temp_dir().join(format!("postern-test-{}-{nth}", std::process::id()));
+        std::fs::create_dir_all(&state).expect("a folder");
+        let file = state.join("postern.toml");
+        let text = format!(
+            "[server]\ndomain = \"localhost\"\nworkers = {workers}\nruntime_dir = \"{0}\"\n\
+             [network]\nbind_addresses = [\"127.0.0.1\", \"::1\"]\nedge_tcp_ports = [{edge}]\nmedia_udp_port = {media}\nturn_ports = [{turn}]\n\
+             trusted_proxies = [\"127.0.0.7/32\"]\n[tls]\nmode = \"self-signed\"\nstate_dir = \"{0}/postern\"\n[keys]\ndevkey = \"secret\"\n\
+             [admin]\nlisten = \"127.0.0.1:{admin}\"\n[turn]\nrealm = \"realm\"\nusers = {{ alice = \"a\", bob = \"b\" }}\n{turn_lines}\n",
+            state.display(),
+        );
+        std::fs::write(&file, text).expect("written");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_postern"));
+        command.args(["run", "--config"]).arg(&file);
+        let log = std::fs::File::create(state.join("log")).expect("a file");
+        let child = command.stdout(Stdio::null()).stderr(log).spawn().expect("the binary starts");
+        let at = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Self { child, http: at(edge), edge: at(edge), turn: at(turn), media: at(media), admin: at(admin), state }.once_ready()
+    }
+
+    fn once_ready(self) -> Self {
         within(Duration::from_secs(20), "the server is ready", || {
-            TcpStream::connect(server.admin).is_ok() && server.get(server.admin, "/readyz", "").starts_with("HTTP/1.1 200")
+            TcpStream::connect(self.admin).is_ok() && self.get(self.admin, "/readyz", "").starts_with("HTTP/1.1 200")
         });
-        server
+        self
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.child.try_wait().is_ok_and(|status| status.is_some())
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written, of one that was started by [`Server::run`].
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.state.join("log")).unwrap_or_default()
     }
 
     /// One HTTP request; the whole answer as text.
@@ -77,6 +123,14 @@ impl Server {
 
     /// A TLS client that trusts the server's own authority.
     pub fn tls(&self, alpn: &[&[u8]]) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
+        let name = "localhost".try_into().expect("a name");
+        let session = rustls::ClientConnection::new(self.tls_config(alpn), name).expect("a session");
+        let tcp = TcpStream::connect(self.edge).expect("a connection");
+        tcp.set_read_timeout(Some(patient())).expect("a timeout");
+        rustls::StreamOwned::new(session, tcp)
+    }
+
+    pub fn tls_config(&self, alpn: &[&[u8]]) -> std::sync::Arc<rustls::ClientConfig> {
         use rustls::pki_types::pem::PemObject;
         let ca = rustls::pki_types::CertificateDer::from_pem_file(self.state.join("postern/ca.pem")).expect("the authority");
         let mut roots = rustls::RootCertStore::empty();
@@ -85,11 +139,7 @@ impl Server {
         let builder = rustls::ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
         let mut config = builder.with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        let name = "localhost".try_into().expect("a name");
-        let session = rustls::ClientConnection::new(std::sync::Arc::new(config), name).expect("a session");
-        let tcp = TcpStream::connect(self.edge).expect("a connection");
-        tcp.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        rustls::StreamOwned::new(session, tcp)
+        std::sync::Arc::new(config)
     }
 }
 
@@ -99,6 +149,11 @@ impl Drop for Server {
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.state);
     }
+}
+
+/// How long anything is waited for that must come.
+pub fn patient() -> Duration {
+    Duration::from_secs(10)
 }
 
 /// Looks again and again until `condition` holds.

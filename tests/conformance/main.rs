@@ -1,0 +1,66 @@
+//! The relay against its RFCs, a row a rule: on a shard, whose clock can be turned, and again on the real binary over UDP, TCP
+//! and TLS. Answers are read by the `stun` crate, so that our codec cannot agree with a mistake of its own. What is
+//! deliberately not offered stands in `skipped.toml`.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[allow(dead_code, reason = "each file of tests uses its part")]
+mod lab;
+mod real;
+mod rows;
+mod shard;
+
+use lab::{Lab, Transport};
+use rows::ROWS;
+use std::collections::BTreeSet;
+
+fn run(transport: Transport, new: impl Fn() -> Lab) {
+    let mut failed = Vec::new();
+    for (name, check) in ROWS {
+        let mut lab = new();
+        if !lab.can_wait() && name.ends_with("(time)") {
+            continue;
+        }
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| check(&mut lab))).is_err() {
+            failed.push(*name);
+        }
+    }
+    assert!(failed.is_empty(), "{transport:?}: {failed:#?}");
+}
+
+#[test]
+fn on_a_shard_over_udp() {
+    run(Transport::Udp, || Lab::on(shard::ShardWire::new(Transport::Udp)));
+}
+
+#[test]
+fn on_a_shard_over_a_stream() {
+    run(Transport::Tcp, || Lab::on(shard::ShardWire::new(Transport::Tcp)));
+}
+
+#[test]
+fn on_the_binary_over_udp_tcp_and_tls() {
+    let server = common::Server::open(2);
+    for transport in [Transport::Udp, Transport::Tcp, Transport::EdgeTcp, Transport::EdgeTls] {
+        run(transport, || Lab::on(real::RealWire::new(&server, transport)));
+    }
+    assert_eq!(server.metric("postern_sessions_total{event=\"panicked\"}"), 0);
+    assert_eq!(server.metric("postern_drops_total{reason=\"session_panicked\"}"), 0);
+}
+
+/// Every row of RFC 8489 and RFC 8656 that the relay has to do with is a test here or has a reason not to be.
+#[test]
+fn no_row_is_forgotten() {
+    let skipped: toml::Table = include_str!("skipped.toml").parse().expect("TOML");
+    let mut numbers: BTreeSet<u32> = BTreeSet::new();
+    for (name, _) in ROWS {
+        let list = name.split(' ').next().expect("a number");
+        numbers.extend(list.split(',').map(|n| n.parse::<u32>().expect("names begin with the rows that they cover")));
+    }
+    for (number, reason) in &skipped {
+        assert!(numbers.insert(number.parse().expect("a number")), "{number} is tested and skipped");
+        assert!(reason.as_str().is_some_and(|r| r.len() > 20), "{number} has no reason");
+    }
+    let missing: Vec<u32> = (1..=99).filter(|n| !numbers.contains(n)).collect();
+    assert!(missing.is_empty(), "neither tested nor skipped: {missing:?}");
+}
