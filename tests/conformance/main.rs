@@ -1,6 +1,7 @@
 //! The relay against its RFCs, a row a rule: on a shard, whose clock can be turned, and again on the real binary over UDP, TCP
 //! and TLS. Answers are read by the `stun` crate, so that our codec cannot agree with a mistake of its own. What is
 //! deliberately not offered stands in `skipped.toml`.
+#![allow(clippy::disallowed_methods, reason = "tests at the rim look at the clock")]
 
 #[path = "../common/mod.rs"]
 mod common;
