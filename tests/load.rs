@@ -68,7 +68,7 @@ fn a_relay_is_loaded_without_a_room() {
     ] {
         let before = opened();
         // Packets of nobody end at the SFU as strays: only their way there is looked at.
-        let media = format!("127.0.0.1:{}", server.edge.port());
+        let media = server.media.to_string();
         let args = ["--turn", &url, "--turn-secret", "secret", "--allocations", "10", "--turn-peer", "192.0.2.1:9"];
         let refused = load(&server, &args);
         let said = String::from_utf8_lossy(&refused.stdout);

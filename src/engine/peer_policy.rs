@@ -15,7 +15,7 @@ use std::ops::RangeInclusive;
 
 /// Addresses that are nobody's on the public internet (IANA's special-purpose registries, RFC 6890), and what clouds answer
 /// their guests under. "public" does not mean these; an explicit network does.
-const NOT_PUBLIC: [&str; 39] = [
+const NOT_PUBLIC: [&str; 40] = [
     "0.0.0.0/8",
     "10.0.0.0/8",
     "100.64.0.0/10",
@@ -37,6 +37,7 @@ const NOT_PUBLIC: [&str; 39] = [
     "240.0.0.0/4",
     "::/96",
     "::ffff:0.0.0.0/96",
+    "::ffff:0:0:0/96",
     "64:ff9b::/96",
     "64:ff9b:1::/48",
     "100::/64",
@@ -185,8 +186,12 @@ fn inner(ip: IpAddr) -> Vec<Ipv4Addr> {
     let v4 = |high: u16, low: u16| Ipv4Addr::from(u32::from(high) << 16 | u32::from(low));
     let is_in = |net: &str| net.parse::<Ipv6Net>().is_ok_and(|net| net.contains(&v6));
     let mut inner = Vec::new();
-    // IPv4-compatible (RFC 4291 §2.5.5.1), NAT64 (RFC 6052, RFC 8215).
-    if (is_in("::/96") && !v6.is_loopback() && !v6.is_unspecified()) || is_in("64:ff9b::/96") || is_in("64:ff9b:1::/48") {
+    // IPv4-compatible (RFC 4291 §2.5.5.1), IPv4-translated (RFC 2765), NAT64 (RFC 6052, RFC 8215).
+    if is_in("::ffff:0:0:0/96")
+        || (is_in("::/96") && !v6.is_loopback() && !v6.is_unspecified())
+        || is_in("64:ff9b::/96")
+        || is_in("64:ff9b:1::/48")
+    {
         inner.push(v4(s[6], s[7]));
     }
     // 6to4 (RFC 3056).
@@ -236,6 +241,7 @@ mod tests {
         vec![
             format!("::ffff:{v4}"),
             format!("::{v4}"),
+            format!("::ffff:0:{v4}"),
             format!("64:ff9b::{v4}"),
             format!("64:ff9b:1::{v4}"),
             format!("2002:{high:x}:{low:x}::1"),

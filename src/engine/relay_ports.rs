@@ -37,7 +37,8 @@ pub struct RelayPorts {
     worker: u16,
     workers: u16,
     held: IdMap<u16, Holder>,
-    reserved: VecDeque<(Instant, u16)>,
+    /// Until when, and by which user.
+    reserved: VecDeque<(Instant, u16, u64)>,
 }
 
 impl RelayPorts {
@@ -56,12 +57,12 @@ impl RelayPorts {
     }
 
     /// A port of ours that is free, from a random place on; one that is reserved besides, for a [`Wish::Pair`].
-    pub fn choose(&mut self, now: Instant, wish: Wish, dice: &mut Rng) -> Option<u16> {
+    pub fn choose(&mut self, now: Instant, wish: Wish, user: u64, dice: &mut Rng) -> Option<u16> {
         self.expire(now);
         let port = self.parts.iter().find_map(|part| self.choose_in(part, wish, dice))?;
         if wish == Wish::Pair {
             self.held.insert(port + 1, Holder::Reserved);
-            self.reserved.push_back((now + RESERVED_FOR, port + 1));
+            self.reserved.push_back((now + RESERVED_FOR, port + 1, user));
         }
         Some(port)
     }
@@ -112,11 +113,17 @@ impl RelayPorts {
     }
 
     fn expire(&mut self, now: Instant) {
-        while let Some((_, port)) = self.reserved.pop_front_if(|(until, _)| *until <= now) {
+        while let Some((_, port, _)) = self.reserved.pop_front_if(|(until, ..)| *until <= now) {
             if self.held.get(&port) == Some(&Holder::Reserved) {
                 self.held.remove(&port);
             }
         }
+    }
+
+    /// How many ports are kept back for a user here.
+    pub fn reserved_for(&mut self, now: Instant, user: u64) -> usize {
+        self.expire(now);
+        self.reserved.iter().filter(|(_, port, of)| *of == user && self.held.get(port) == Some(&Holder::Reserved)).count()
     }
 
     pub fn hold(&mut self, port: u16, holder: Holder) {
@@ -152,7 +159,7 @@ mod tests {
     fn all(ports: &mut RelayPorts, wish: Wish) -> Vec<u16> {
         let mut dice = Rng::new(7);
         let mut found: Vec<u16> = std::iter::from_fn(|| {
-            let port = ports.choose(Instant::default(), wish, &mut dice)?;
+            let port = ports.choose(Instant::default(), wish, 7, &mut dice)?;
             ports.hold(port, HERE);
             Some(port)
         })
@@ -182,7 +189,9 @@ mod tests {
         let mut ports = RelayPorts::new(50001..=50008, None, WorkerId(0), 1);
         assert_eq!(all(&mut ports, Wish::Pair), [50002, 50004, 50006], "the range ends before the last's neighbour");
         assert_eq!(all(&mut ports, Wish::Any), [50001, 50008], "the neighbours are kept back");
+        assert_eq!((ports.reserved_for(Instant::default(), 7), ports.reserved_for(Instant::default(), 8)), (3, 0));
         assert!(ports.redeem(Instant::from_millis(34_999), 50003));
+        assert_eq!(ports.reserved_for(Instant::default(), 7), 2);
         assert!(!ports.redeem(Instant::from_millis(34_999), 50003), "once");
         assert!(!ports.redeem(Instant::from_millis(34_999), 50002), "it was never reserved");
         assert!(!ports.redeem(Instant::from_millis(35_000), 50005), "too late");
@@ -199,11 +208,11 @@ mod tests {
             let mut ports = RelayPorts::new(50000..=50119, Some(&ephemeral), WorkerId(0), 1);
             let mut dice = Rng::new(3);
             for n in 0..120 {
-                let port = ports.choose(Instant::default(), Wish::Any, &mut dice).expect("one is free");
+                let port = ports.choose(Instant::default(), Wish::Any, 7, &mut dice).expect("one is free");
                 assert!(n >= first.len() || first.contains(&port), "{port} as the {n}th of {ephemeral:?}");
                 ports.hold(port, HERE);
             }
-            assert_eq!(ports.choose(Instant::default(), Wish::Any, &mut dice), None);
+            assert_eq!(ports.choose(Instant::default(), Wish::Any, 7, &mut dice), None);
         }
     }
 

@@ -30,7 +30,7 @@ const TURN: &[u8] = b"stun.turn";
 /// How long a connection may take to tell what it is, its TLS handshake included.
 pub const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may carry neither an allocation nor a session.
-pub const USE_WITHIN: Duration = Duration::from_secs(30);
+pub const USE_WITHIN: Duration = Duration::from_secs(10);
 /// Read from a socket at a time, and in one turn.
 const READ: usize = 16 * 1024;
 const READS_PER_TURN: usize = 4;
@@ -224,10 +224,18 @@ impl Stream {
                     while tls.wants_write() {
                         tls.write_tls(&mut self.outbound).map_err(|_| Why::Tls)?;
                     }
-                    let waiting = state.map_err(|_| Why::Tls)?.plaintext_bytes_to_read();
+                    let state = state.map_err(|_| Why::Tls)?;
+                    let (waiting, is_over) = (state.plaintext_bytes_to_read(), state.peer_has_closed());
                     let start = self.inbound.len();
                     self.inbound.resize(start + waiting, 0);
                     tls.reader().read_exact(&mut self.inbound[start..]).map_err(|_| Why::Tls)?;
+                    if is_over {
+                        // A goodbye is answered, and then it is over (RFC 5246 §7.2.1).
+                        tls.send_close_notify();
+                        self.drain_tls()?;
+                        let _ = self.flush();
+                        return Err(Why::Gone);
+                    }
                 }
             }
             (None, Phase::Hello(acceptor)) => {

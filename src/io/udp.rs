@@ -24,6 +24,7 @@ const CONTROL: usize = 96;
 const RUN_REST: usize = 65_536 - PAYLOAD_MAX;
 /// Asked for; the kernel gives what net.core.rmem_max and wmem_max allow.
 const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+const RELAY_BUFFER: usize = 1024 * 1024;
 
 /// Errors that a socket tells of an earlier datagram, instead of taking the next.
 const OF_EARLIER: [i32; 4] = [libc::ECONNREFUSED, libc::EHOSTUNREACH, libc::ENETUNREACH, libc::EPROTO];
@@ -124,6 +125,7 @@ pub fn bind_anywhere(ip: IpAddr) -> io::Result<Socket> {
 pub fn bind_relay(address: SocketAddr) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
+    let _ = socket.set_recv_buffer_size(RELAY_BUFFER);
     let fd = socket.as_raw_fd();
     if address.is_ipv6() {
         socket.set_only_v6(true)?;

@@ -172,10 +172,11 @@ impl Layer {
         let mut left = if is_key { self.frame_len * KEY_FACTOR } else { self.frame_len };
         let mut is_first = true;
         while left > 0 {
-            let len = left.clamp(4 + 10 + STAMP_LEN, PACKET_MAX);
+            let len = left.clamp(6 + 10 + STAMP_LEN, PACKET_MAX);
             let [high, low] = self.picture_id.to_be_bytes();
-            // X, and S for the first packet; I and L: a picture id of 15 bits and TL0PICIDX (RFC 7741 §4.2).
-            let mut payload = vec![0x80 | if is_first { 0x10 } else { 0 }, 0xC0, high | 0x80, low, low];
+            // X, and S for the first packet; I, L and T: a picture id of 15 bits, TL0PICIDX and the lowest of layers in time
+            // (RFC 7741 §4.2: L without T is nothing).
+            let mut payload = vec![0x80 | if is_first { 0x10 } else { 0 }, 0xE0, high | 0x80, low, low, 0];
             if is_first {
                 // Frame tag: P is 0 for a key frame, then its start code and 640x360 (RFC 6386 §9.1).
                 payload.extend_from_slice(if is_key { &[0x10, 0, 0, 0x9D, 0x01, 0x2A, 0x80, 0x02, 0x68, 0x01] } else { &[0x11, 0, 0] });

@@ -5,7 +5,7 @@ use super::lab::{Transport, Wire};
 use postern::wire::framing::Framing;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 enum Link {
     Udp(UdpSocket),
@@ -36,6 +36,16 @@ impl RealWire {
         tcp.set_read_timeout(Some(patient())).expect("a timeout");
         tcp.set_nodelay(true).expect("an option");
         tcp
+    }
+}
+
+/// Sockets whose port may have an allocation still: no later client is to come from there.
+static KEPT: Mutex<Vec<UdpSocket>> = Mutex::new(Vec::new());
+
+impl Drop for RealWire {
+    fn drop(&mut self) {
+        let links = self.clients.drain(..).filter_map(|(link, _)| if let Link::Udp(socket) = link { Some(socket) } else { None });
+        KEPT.lock().unwrap_or_else(PoisonError::into_inner).extend(links);
     }
 }
 

@@ -420,7 +420,18 @@ fn even_ports(lab: &mut Lab) {
         let answer = lab.allocate_with(&second, fill);
         assert_eq!((answer.code, answer.address(attr::XOR_RELAYED_ADDRESS).port()), (0, port + 1));
     }
+    // Of the family that it was reserved in.
+    let (first, second) = (lab.client(ALICE), lab.client(ALICE));
+    let answer = lab.allocate_with(&first, &|w| {
+        set(w.attribute(attr::EVEN_PORT, &[0x80]).attribute(attr::REQUESTED_ADDRESS_FAMILY, &[2, 0, 0, 0]));
+    });
+    let (token, relayed) = (answer.get(attr::RESERVATION_TOKEN).expect("a token"), answer.address(attr::XOR_RELAYED_ADDRESS));
+    let answer = lab.allocate_with(&second, &|w| set(w.attribute(attr::RESERVATION_TOKEN, &token)));
+    assert_eq!(answer.address(attr::XOR_RELAYED_ADDRESS), SocketAddr::new(relayed.ip(), relayed.port() + 1));
     let client = lab.client(ALICE);
+    for malformed in [&[][..], &[0x80, 0, 0, 0]] {
+        assert_eq!(lab.allocate_with(&client, &|w| set(w.attribute(attr::EVEN_PORT, malformed))).code, 400);
+    }
     let both: Fill<'_> = &|w| set(w.attribute(attr::EVEN_PORT, &[0x80]).attribute(attr::ADDITIONAL_ADDRESS_FAMILY, &[2, 0, 0, 0]));
     assert_eq!(lab.allocate_with(&client, both).code, 400);
 }
@@ -467,6 +478,13 @@ fn quota(lab: &mut Lab) {
     for client in &clients[..QUOTA] {
         assert_eq!(lab.refresh(client, 0).code, 0);
     }
+    // What is kept back for a user counts as well, although its neighbour is given back.
+    let kept_back = (0..=2 * QUOTA).position(|_| {
+        let code = lab.allocate_with(&clients[0], &|w| set(w.attribute(attr::EVEN_PORT, &[0x80]))).code;
+        assert!(code == 486 || lab.refresh(&clients[0], 0).code == 0);
+        code == 486
+    });
+    assert!(kept_back.is_some());
     assert!((0..100).any(|_| lab.allocate(&clients[QUOTA]).code == 0), "places come back");
     assert_eq!(lab.refresh(&clients[QUOTA], 0).code, 0);
 }

@@ -117,7 +117,7 @@ test("coturn's client: every message comes back, whichever way it is sent", TEST
   lives();
 });
 
-test("coturn's client: an IPv6 relay and the port that is reserved beside it", { ...TEST, todo: "the token of a reservation does not keep the family: the second relay is IPv4" }, async () => {
+test("coturn's client: an IPv6 relay and the port that is reserved beside it", TEST, async () => {
   allCameBack("EVEN-PORT, RESERVATION-TOKEN", await uclient(["-x", "-e", "::1"]));
 });
 
@@ -175,7 +175,7 @@ async def main():
     kind = "udp" if transport == "udp" else "tcp"
     relay, client = await create_turn_endpoint(Client, (host, int(port)), "ada", "lovelace", ssl=tls, transport=kind)
     peer = ("127.0.0.1", int(peer_port))
-    for length in [1, 2, 3, 4, 1200]:
+    for length in [0, 1, 2, 3, 4, 1200]:
         sent = bytes([length % 251]) * length
         relay.sendto(sent, peer)
         echo = await asyncio.wait_for(client.echoes.get(), 5)
@@ -189,23 +189,16 @@ async def main():
 asyncio.run(main())
 `;
 
-test("aioice: echoes over UDP, TCP and TLS, on both ports", TEST, async (t) => {
+test("aioice: echoes over UDP, TCP and TLS, on both ports; a goodbye is answered", TEST, async () => {
   const rows = [["udp", "3478"], ["tcp", "3478"], ["tcp", "443"], ["tls", "3478"], ["tls", "443"]];
   const count = (event) => server.metrics().get(`postern_turn_allocations_total{event="${event}"}`);
   const [opened, closed] = [count("opened"), count("closed")];
-  const overTls = [];
   await each(rows, async (transport, port) => {
     const { code, said } = await run(PYTHON, ["-c", AIOICE, DOMAIN, port, transport, server.authority, String(PEER_PORT)]);
-    const all = `${transport} on ${port}: ${code}\n${said}\n${server.log.slice(-3000)}`;
-    assert.match(said, /^echoed/, all);
-    if (transport === "tls") overTls.push({ code, said });
-    else assert.deepEqual({ code, said }, { code: 0, said: "echoed\nclosed\n" }, all);
+    assert.deepEqual({ code, said }, { code: 0, said: "echoed\nclosed\n" }, `${transport} on ${port}: ${code}\n${said}\n${server.log.slice(-3000)}`);
   });
   assert.equal(count("opened") - opened, rows.length);
   await until("all allocations are closed", 5_000, () => count("closed") - closed >= rows.length);
-  await t.test("TLS: a close_notify is answered", { todo: "the server waits for the end of TCP, the client for the server's close_notify" }, () => {
-    for (const { code, said } of overTls) assert.equal(code, 0, said);
-  });
   lives();
 });
 

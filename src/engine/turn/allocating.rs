@@ -15,6 +15,8 @@ const FAMILY_IPV4: u8 = 1;
 const FAMILY_IPV6: u8 = 2;
 /// Seconds of one step of a reservation's time.
 const STEP_S: u64 = 4;
+/// The bit of a token's third byte that says its family.
+const TOKEN_IPV6: u8 = 0x80;
 
 impl Turn {
     /// RFC 8656 §7.2, in its order.
@@ -44,12 +46,20 @@ impl Turn {
         let even_port = request.get(attr::EVEN_PORT);
         let wants_pair = even_port.is_some_and(|v| v.first().is_some_and(|b| b & 0x80 != 0));
         let token = request.get(attr::RESERVATION_TOKEN);
+        let has_wrong_length = |kind: u16, len: usize| request.get(kind).is_some_and(|value| value.len() != len);
+        let lengths =
+            [(attr::EVEN_PORT, 1), (attr::LIFETIME, 4), (attr::REQUESTED_ADDRESS_FAMILY, 4), (attr::ADDITIONAL_ADDRESS_FAMILY, 4)];
+        if lengths.iter().any(|(kind, len)| has_wrong_length(*kind, *len)) {
+            return Err(Refusal::BadRequest);
+        }
         if token.is_some_and(|t| t.len() != 8) || token.is_some() && (even_port.is_some() || requested.is_some() || additional.is_some()) {
             return Err(Refusal::BadRequest);
         }
         if requested.is_some() && additional.is_some() {
             return Err(Refusal::BadRequest);
         }
+        // A token is for a port of one address, and so of its family.
+        let requested = token.map(|token| if token[2] & TOKEN_IPV6 == 0 { FAMILY_IPV4 } else { FAMILY_IPV6 }).or(requested);
         let families = self.families(requested, additional)?;
         if additional.is_some_and(|f| f != FAMILY_IPV6) || (wants_pair && additional.is_some()) {
             return Err(Refusal::BadRequest);
@@ -64,7 +74,12 @@ impl Turn {
                     (true, false) => Wish::Even,
                     (false, false) => Wish::Any,
                 };
-                self.lend(now.mono, wish).ok_or(Refusal::NoPort)?
+                // What is kept back counts as what is lent: it is as much out of others' reach.
+                let kept_back = if wants_pair { self.ports.reserved_for(now.mono, tallies.user) + 1 } else { 0 };
+                if wants_pair && self.table.tally(tallies.user) + kept_back >= self.config.allocations_per_user_max {
+                    return Err(Refusal::UserQuotaReached);
+                }
+                self.lend(now.mono, wish, tallies.user).ok_or(Refusal::NoPort)?
             }
         };
         self.made += 1;
@@ -81,7 +96,7 @@ impl Turn {
                 key: user.signer().key(),
                 tallies,
                 made_by: request.transaction_id(),
-                token: wants_pair.then(|| self.token(now.wall, port + 1, tallies.user)),
+                token: wants_pair.then(|| self.token(now.wall, port + 1, families.v6, tallies.user)),
                 lifetime_s: self.granted_lifetime_s(request),
             },
         );
@@ -134,9 +149,9 @@ impl Turn {
     }
 
     /// A port for a relayed address: a real one while the relay is open, else a name.
-    fn lend(&mut self, now: Instant, wish: Wish) -> Option<u16> {
+    fn lend(&mut self, now: Instant, wish: Wish, user: u64) -> Option<u16> {
         if self.config.peers.is_open() {
-            return self.ports.choose(now, wish, &mut self.dice);
+            return self.ports.choose(now, wish, user, &mut self.dice);
         }
         match wish {
             // Nothing is kept back that nobody could reach.
@@ -158,22 +173,23 @@ impl Turn {
         (first + (self.made % slots) * workers + u64::from(self.worker.0) % workers).min(last) as u16
     }
 
-    /// RESERVATION-TOKEN: `port ‖ time(8 bits) ‖ tag`, good for this user alone, on every worker.
-    fn token(&self, wall: UnixTime, port: u16, user: u64) -> [u8; 8] {
-        self.token_of((wall.as_secs() / STEP_S) as u8, port, user)
+    /// RESERVATION-TOKEN: `port ‖ family(1 bit) ‖ time(7 bits) ‖ tag`, good for this user alone, on every worker.
+    fn token(&self, wall: UnixTime, port: u16, is_v6: bool, user: u64) -> [u8; 8] {
+        let family = if is_v6 { TOKEN_IPV6 } else { 0 };
+        self.token_of(family | step(wall), port, user)
     }
 
-    fn token_of(&self, step: u8, port: u16, user: u64) -> [u8; 8] {
+    fn token_of(&self, stamp: u8, port: u16, user: u64) -> [u8; 8] {
         let [hi, lo] = port.to_be_bytes();
-        let tag = self.config.secrets.tally(b"token", &[&[hi, lo, step][..], &user.to_be_bytes()].concat()).to_be_bytes();
-        [hi, lo, step, tag[0], tag[1], tag[2], tag[3], tag[4]]
+        let tag = self.config.secrets.tally(b"token", &[&[hi, lo, stamp][..], &user.to_be_bytes()].concat()).to_be_bytes();
+        [hi, lo, stamp, tag[0], tag[1], tag[2], tag[3], tag[4]]
     }
 
     fn redeem(&mut self, now: Now, token: &[u8], user: u64) -> Result<u16, Refusal> {
-        let &[hi, lo, step, ..] = token else { return Err(Refusal::BadRequest) };
+        let &[hi, lo, stamp, ..] = token else { return Err(Refusal::BadRequest) };
         let port = u16::from_be_bytes([hi, lo]);
-        let age_s = STEP_S * u64::from(((now.wall.as_secs() / STEP_S) as u8).wrapping_sub(step));
-        let is_good = crypto::equal(token, &self.token_of(step, port, user)) && age_s <= RESERVED_FOR.as_secs();
+        let age_s = STEP_S * u64::from(step(now.wall).wrapping_sub(stamp) & !TOKEN_IPV6);
+        let is_good = crypto::equal(token, &self.token_of(stamp, port, user)) && age_s <= RESERVED_FOR.as_secs();
         if is_good && self.config.peers.is_open() && self.ports.redeem(now.mono, port) { Ok(port) } else { Err(Refusal::NoPort) }
     }
 
@@ -242,6 +258,11 @@ impl Turn {
         user.signer().sign(&mut w);
         Ok(())
     }
+}
+
+/// Now, in seven bits.
+fn step(wall: UnixTime) -> u8 {
+    (wall.as_secs() / STEP_S) as u8 & !TOKEN_IPV6
 }
 
 fn additional_family(request: &Message<'_>) -> Option<u8> {
