@@ -60,19 +60,27 @@ pub struct Camera {
     pub sent: u64,
 }
 
+/// Sources of a participant are eight in a row, that of its voice before those of its layers.
+fn ssrc(seed: u32, nth: u32) -> u32 {
+    seed.wrapping_mul(8).wrapping_add(nth + 1)
+}
+
+pub fn voice_ssrc(seed: u32) -> u32 {
+    ssrc(seed, 0)
+}
+
 impl Camera {
     /// `seed` keeps sources of participants apart.
     pub fn new(now: Instant, sending: Sending, seed: u32) -> Self {
-        let ssrc = |n: u32| seed.wrapping_mul(8).wrapping_add(n + 1);
         // Each layer below takes a third of the one above.
         let layers = (0..sending.layers).map(|at| {
             let bps = sending.bitrate_bps / 3u32.pow(u32::from(sending.layers - 1 - at));
             let frame_len = (bps / 8 / sending.frames_per_second.max(1)).max(64) as usize;
-            let (ssrc, rid) = (ssrc(u32::from(at) + 1), RIDS[usize::from(at)]);
+            let (ssrc, rid) = (ssrc(seed, u32::from(at) + 1), RIDS[usize::from(at)]);
             Layer { ssrc, rid, frame_len, index: 1, picture_id: 0, wants_key: true, octets: 0 }
         });
         Self {
-            audio: sending.audio.then_some(Voice { ssrc: ssrc(0), index: 1 }),
+            audio: sending.audio.then_some(Voice { ssrc: voice_ssrc(seed), index: 1 }),
             video_mid: u8::from(sending.audio).to_string(),
             layers: layers.collect(),
             frame_every: Duration::from_secs(1) / sending.frames_per_second.max(1),

@@ -49,8 +49,9 @@ pub fn write(local: &Local<'_>, sections: &[Section]) -> String {
             false => "a=rtpmap:111 opus/48000/2\r\na=fmtp:111 minptime=10;useinbandfec=1\r\n",
         });
         match section {
-            Section::SendsAudio => {
-                let _ = write!(text, "a=sendonly\r\na=msid:load {AUDIO_CID}\r\n");
+            Section::SendsAudio { ssrc } => {
+                // Whoever has no layers names its source, as browsers do: some servers know it by nothing else.
+                let _ = write!(text, "a=sendonly\r\na=msid:load {AUDIO_CID}\r\na=ssrc:{ssrc} cname:load\r\n");
             }
             Section::SendsVideo { layers } => {
                 let _ = write!(text, "a=sendonly\r\na=msid:load {VIDEO_CID}\r\n");
@@ -69,7 +70,7 @@ pub fn write(local: &Local<'_>, sections: &[Section]) -> String {
 /// A media section of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Section {
-    SendsAudio,
+    SendsAudio { ssrc: u32 },
     SendsVideo { layers: u8 },
     Receives { is_video: bool },
 }
@@ -98,10 +99,10 @@ pub struct Candidate {
 }
 
 impl Remote {
-    /// The nearest candidate of a transport: at the address that signalling has, before all others.
+    /// The nearest candidate of a transport, in the family in which signalling was reached: at its address before all others.
     pub fn address(&self, is_tcp: bool, front: IpAddr) -> Option<SocketAddr> {
         let fitting = self.candidates.iter().filter(|c| c.is_tcp == is_tcp).map(|c| c.address);
-        fitting.min_by_key(|a| (a.ip() != front, a.is_ipv6() != front.is_ipv6()))
+        fitting.filter(|a| a.is_ipv6() == front.is_ipv6()).min_by_key(|a| a.ip() != front)
     }
 }
 
@@ -134,7 +135,7 @@ mod tests {
     fn an_offer_reads_back() {
         let credentials = Credentials { ufrag: "abcd".into(), pwd: "a-password-that-is-long-enough".into() };
         let local = Local { credentials: &credentials, fingerprint: "AA:BB", version: 1 };
-        let sections = [Section::SendsAudio, Section::SendsVideo { layers: 3 }, Section::Receives { is_video: true }];
+        let sections = [Section::SendsAudio { ssrc: 9 }, Section::SendsVideo { layers: 3 }, Section::Receives { is_video: true }];
         let text = write(&local, &sections);
         let offer = Description::parse(&text).expect("well-formed");
         assert_eq!((offer.ufrag.as_str(), offer.sections.len()), ("abcd", 3));

@@ -1,7 +1,7 @@
 //! The rooms that are simulated and who is in them: one turn after the other on one thread.
 
 use super::agenda::Agenda;
-use super::camera::Camera;
+use super::camera::{Camera, voice_ssrc};
 use super::ear::{Ear, Sums};
 use super::offer::{self, AUDIO_CID, Local, Remote, Section, VIDEO_CID};
 use super::peer::{Incoming, Peer};
@@ -315,7 +315,7 @@ impl Stage<'_> {
         let media = self.plan.media;
         let mut sections = Vec::new();
         if publishes {
-            sections.extend(media.audio.then_some(Section::SendsAudio));
+            sections.extend(media.audio.then(|| Section::SendsAudio { ssrc: voice_ssrc(id as u32) }));
             sections.extend((media.layers > 0).then_some(Section::SendsVideo { layers: media.layers }));
         }
         if sections.is_empty() {
