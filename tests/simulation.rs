@@ -2,6 +2,7 @@
 #![cfg(feature = "sim")]
 
 use postern::base::id::WorkerId;
+use postern::base::rng::Rng;
 use postern::base::time::Duration;
 use postern::room::layers::Wanted;
 use postern::session::End;
@@ -82,6 +83,20 @@ fn a_participants_relay_credentials_lead_to_its_own_session_alone() {
             settle(&mut world);
         }
     }
+}
+
+/// S15: whatever is done with a relay in whatever order, slots, ports and counts come back.
+#[test]
+fn relay_scripts_of_chance_leave_nothing_behind() {
+    let done = std::cell::Cell::new((0, 0));
+    for_each_seed("relay_scripts_of_chance_leave_nothing_behind", 300, |seed| {
+        let mut dice = Rng::new(seed);
+        let script: Vec<u8> = (0..4_000).map(|_| dice.below(256) as u8).collect();
+        let ((allocations, packets), (more, relayed)) = (done.get(), postern::sim::relay::run(&script));
+        done.set((allocations + more, packets + relayed));
+    });
+    let (allocations, packets) = done.get();
+    assert!(allocations > 2_000 && packets > 2_000, "{allocations} allocations, {packets} packets: chance does nothing");
 }
 
 #[test]

@@ -142,6 +142,11 @@ impl Shard {
         }
     }
 
+    /// What the relay keeps besides allocations: nothing, when there are none.
+    pub fn relay_leftovers(&self) -> usize {
+        self.turn.leftovers()
+    }
+
     pub(super) fn reconfigure_relay(&mut self, config: Arc<TurnConfig>) {
         self.turn.reconfigure(config);
     }

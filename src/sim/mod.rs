@@ -8,6 +8,7 @@ pub mod camera;
 pub mod check;
 pub mod net;
 pub mod peer;
+pub mod relay;
 
 use crate::base::id::{Carrier, ClientAddr, RoomId, SessionId, SocketId, Ssrc, StreamId, TrackId, WorkerId};
 use crate::base::rng::Rng;
