@@ -32,7 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
@@ -360,7 +360,8 @@ struct Plane<'a> {
 impl Plane<'_> {
     /// Allocations that others than our own participants may need. A closed relay has none: they end with their participants.
     fn allocations(&self) -> u64 {
-        if self.config.turn.peers == Peers::Named("sfu-only".into()) {
+        let peers = self.running.config.lock().unwrap_or_else(PoisonError::into_inner).turn.peers.clone();
+        if peers == Peers::Named("sfu-only".into()) {
             return 0;
         }
         let of = |counter: Counter| self.counters.iter().map(|c| c.get(counter)).sum::<u64>();

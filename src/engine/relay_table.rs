@@ -7,7 +7,6 @@ use crate::engine::peer_policy::{Peer, PeerPolicy};
 use crate::engine::turn_auth::{LongTermKey, Signer};
 use crate::wire::stun::{Method, TransactionId};
 use std::cmp::Reverse;
-use std::collections::hash_map::Entry;
 use std::collections::{BinaryHeap, HashMap};
 use std::net::IpAddr;
 
@@ -63,6 +62,8 @@ pub struct Outside {
     pub sockets: [Socket; 2],
     /// Requests whose answers wait for a socket.
     pub waiting: Vec<(Method, TransactionId, Signer)>,
+    /// One of the sockets that they wait for could not be opened.
+    pub has_failed: bool,
     pub pace: Pace,
 }
 
@@ -96,8 +97,12 @@ pub struct Allocation {
     pub client: ClientAddr,
     /// Port of its relayed address, the same in both families.
     pub port: u16,
+    /// It is held: a real one. It is a name of an allocation that was made while the relay was closed.
+    pub holds_port: bool,
     pub families: Families,
     pub username: Box<[u8]>,
+    /// Absent of the first realm.
+    pub realm: Option<Box<str>>,
     pub key: LongTermKey,
     pub tallies: Tallies,
     /// Transaction that made it: its retransmission gets the same answer (§7.2).
@@ -106,7 +111,9 @@ pub struct Allocation {
     pub token: Option<[u8; 8]>,
     /// As it was granted at first.
     pub lifetime_s: u32,
-    pub expires: Instant,
+    expires: Instant,
+    /// When it is looked at: by then, or before.
+    looked_at: Instant,
     /// It went to its owner once; it does not move again.
     pub has_moved: bool,
     pub outside: Option<Box<Outside>>,
@@ -120,8 +127,10 @@ pub struct Order<'a> {
     pub carrier: Carrier,
     pub client: ClientAddr,
     pub port: u16,
+    pub holds_port: bool,
     pub families: Families,
     pub username: &'a [u8],
+    pub realm: Option<Box<str>>,
     pub key: LongTermKey,
     pub tallies: Tallies,
     pub made_by: TransactionId,
@@ -146,20 +155,23 @@ fn push_tight<T>(list: &mut Vec<T>, item: T) {
 
 impl Allocation {
     pub fn new(now: Instant, order: Order<'_>) -> Self {
-        let Order { id, carrier, client, port, families, username, key, tallies, made_by, token, lifetime_s } = order;
+        let Order { id, carrier, client, port, holds_port, families, username, realm, key, tallies, made_by, token, lifetime_s } = order;
         Self {
             id,
             carrier,
             client,
             port,
+            holds_port,
             families,
             username: username.into(),
+            realm,
             key,
             tallies,
             made_by,
             token,
             lifetime_s,
             expires: now + Duration::from_secs(lifetime_s.into()),
+            looked_at: now + Duration::from_secs(lifetime_s.into()),
             has_moved: false,
             outside: None,
             permissions: Vec::new(),
@@ -270,8 +282,9 @@ pub struct RelayTable {
     by_id: IdMap<AllocationId, Allocation>,
     by_carrier: HashMap<Carrier, AllocationId>,
     /// Allocations of each user and each source, on all workers together.
-    tallies: IdMap<u64, u32>,
-    /// When each allocation is to be looked at; a refresh is found out then.
+    /// Another worker's word of an end may come before that of its beginning: then one is negative for a moment.
+    tallies: IdMap<u64, i32>,
+    /// When each allocation is to be looked at; a longer life is found out then.
     ends: BinaryHeap<Reverse<(Instant, AllocationId)>>,
 }
 
@@ -285,7 +298,7 @@ impl RelayTable {
     }
 
     pub fn tally(&self, name: u64) -> usize {
-        self.tallies.get(&name).map_or(0, |n| *n as usize)
+        self.tallies.get(&name).map_or(0, |n| usize::try_from(*n).unwrap_or(0))
     }
 
     /// Who is counted nowhere any more takes no room.
@@ -294,18 +307,19 @@ impl RelayTable {
     }
 
     pub fn count_in(&mut self, tallies: Tallies) {
-        for name in [tallies.user, tallies.source] {
-            *self.tallies.entry(name).or_default() += 1;
-        }
+        self.count(tallies, 1);
     }
 
     pub fn count_out(&mut self, tallies: Tallies) {
+        self.count(tallies, -1);
+    }
+
+    fn count(&mut self, tallies: Tallies, by: i32) {
         for name in [tallies.user, tallies.source] {
-            if let Entry::Occupied(mut count) = self.tallies.entry(name) {
-                *count.get_mut() -= 1;
-                if *count.get() == 0 {
-                    count.remove();
-                }
+            let count = self.tallies.entry(name).or_default();
+            *count += by;
+            if *count == 0 {
+                self.tallies.remove(&name);
             }
         }
     }
@@ -330,8 +344,19 @@ impl RelayTable {
         self.by_id.values_mut()
     }
 
-    pub fn insert(&mut self, allocation: Allocation) {
+    /// It lives until then.
+    pub fn prolong(&mut self, id: AllocationId, expires: Instant) {
+        let Some(allocation) = self.by_id.get_mut(&id) else { return };
+        allocation.expires = expires;
+        if expires < allocation.looked_at {
+            allocation.looked_at = expires;
+            self.ends.push(Reverse((expires, id)));
+        }
+    }
+
+    pub fn insert(&mut self, mut allocation: Allocation) {
         let id = allocation.id;
+        allocation.looked_at = allocation.expires;
         self.ends.push(Reverse((allocation.expires, id)));
         self.by_carrier.insert(allocation.carrier, id);
         self.by_id.insert(id, allocation);
@@ -368,13 +393,15 @@ impl RelayTable {
 
     /// An allocation that has expired, taken out.
     pub fn pop_expired(&mut self, now: Instant) -> Option<Allocation> {
-        while let Some(Reverse((_, id))) = self.ends.peek().copied().filter(|Reverse((at, _))| *at <= now) {
+        while let Some(Reverse((at, id))) = self.ends.peek().copied().filter(|Reverse((at, _))| *at <= now) {
             self.ends.pop();
-            match self.by_id.get(&id).map(|a| a.expires) {
-                Some(expires) if expires <= now => return self.remove(id),
-                Some(expires) => self.ends.push(Reverse((expires, id))),
-                None => {}
+            // Of several entries that with the earliest time counts.
+            let Some(allocation) = self.by_id.get_mut(&id).filter(|a| a.looked_at == at) else { continue };
+            if allocation.expires <= now {
+                return self.remove(id);
             }
+            allocation.looked_at = allocation.expires;
+            self.ends.push(Reverse((allocation.expires, id)));
         }
         None
     }

@@ -19,7 +19,7 @@ use crate::engine::flood::{Ration, Strangers};
 use crate::engine::peer_policy::{Opens, PeerPolicy};
 use crate::engine::relay_ports::{Holder, RelayPorts};
 use crate::engine::relay_table::{Allocation, Family, Outside, RelayTable, Socket, Tallies};
-use crate::engine::turn_auth::{AuthRefusal, Authenticated, Secrets, Signer, participant_of};
+use crate::engine::turn_auth::{AuthRefusal, Authenticated, Known, Secrets, Signer, participant_of};
 use crate::wire::stun::{Class, Message, Method, Refused, TransactionId, Writer, attr};
 use crate::wire::turn::CHANNELS;
 pub use relaying::Icmp;
@@ -293,9 +293,17 @@ impl Turn {
     }
 
     /// Takes new settings; what is no longer permitted ends.
-    pub fn reconfigure(&mut self, config: Arc<TurnConfig>) {
+    pub fn reconfigure(&mut self, config: Arc<TurnConfig>, out: &mut Vec<Effect>) {
         for allocation in self.table.iter_mut() {
             allocation.judge(&config.peers);
+            for family in Family::BOTH {
+                let is_needed = allocation.needs_socket(family, |ip, kind| config.peers.needs_socket(ip, kind));
+                let socket = allocation.outside.as_deref_mut().map(|outside| &mut outside.sockets[family as usize]);
+                if let Some(socket) = socket.filter(|socket| **socket == Socket::Open && !is_needed) {
+                    *socket = Socket::Closed;
+                    out.push(Effect::CloseSocket { allocation: allocation.id, family });
+                }
+            }
         }
         self.config = config;
     }
@@ -306,8 +314,13 @@ impl Turn {
     }
 
     /// Takes an allocation out, to be [`Turn::adopt`]ed by another worker.
-    pub fn release(&mut self, id: AllocationId, out: &mut Vec<Effect>) -> Option<Allocation> {
+    pub fn release(&mut self, id: AllocationId, to: WorkerId, out: &mut Vec<Effect>) -> Option<Allocation> {
         let mut allocation = self.table.remove(id)?;
+        if allocation.holds_port {
+            // Told as given back: whoever hears the new holder's words first has forgotten ours in the end.
+            self.ports.hold(allocation.port, Holder::At(to));
+            out.push(Effect::Port { port: allocation.port, is_held: false });
+        }
         if let Some(outside) = &mut allocation.outside {
             close_sockets(id, outside, out);
         }
@@ -317,7 +330,7 @@ impl Turn {
     pub fn adopt(&mut self, mut allocation: Allocation, out: &mut Vec<Effect>) {
         allocation.has_moved = true;
         let id = allocation.id;
-        if self.config.peers.is_open() {
+        if allocation.holds_port {
             self.ports.hold(allocation.port, Holder::Here(id));
             out.push(Effect::Port { port: allocation.port, is_held: true });
         }
@@ -327,7 +340,10 @@ impl Turn {
 
     /// Another worker has a port, or gave it back.
     pub fn port_held(&mut self, port: u16, by: WorkerId, is_held: bool) {
+        // A token that two workers redeemed at once gave its port twice: each keeps its own entry until it ends.
+        let is_ours = matches!(self.ports.holder(port), Some(Holder::Here(id)) if self.table.get(id).is_some());
         match is_held {
+            true if is_ours => {}
             true => self.ports.hold(port, Holder::At(by)),
             false => self.ports.free(port, Holder::At(by)),
         }
@@ -347,7 +363,7 @@ impl Turn {
         let message = Message::decode(bytes)?;
         match (message.class, message.method) {
             (Class::Request, Method::Binding) => {
-                self.may_answer(now.mono, from.client)?;
+                self.may_answer(now.mono, from)?;
                 binding(from.client, &message, reply);
                 Ok(())
             }
@@ -358,8 +374,10 @@ impl Turn {
         }
     }
 
-    fn may_answer(&mut self, now: Instant, client: ClientAddr) -> Result<(), TurnDrop> {
-        if self.strangers.may_answer(now, client.ip(), self.config.ration) { Ok(()) } else { Err(TurnDrop::Rationed) }
+    /// What comes over a connection has shown where it comes from: its answers cannot be turned against others.
+    fn may_answer(&mut self, now: Instant, from: Origin<'_>) -> Result<(), TurnDrop> {
+        let is_shown = matches!(from.carrier, Carrier::Stream(_));
+        if is_shown || self.strangers.may_answer(now, from.client.ip(), self.config.ration) { Ok(()) } else { Err(TurnDrop::Rationed) }
     }
 
     fn request(
@@ -373,11 +391,20 @@ impl Turn {
         let config = Arc::clone(&self.config);
         let (id, method) = (request.transaction_id(), request.method);
         let is_allocate = method == Method::Allocate;
-        let known = self.table.by_carrier(from.carrier).filter(|_| !is_allocate).map(|a| (&a.username[..], a.key));
+        let first_realm = config.secrets.realm();
+        let owner = self.table.by_carrier(from.carrier);
+        let known = owner.filter(|_| !is_allocate).map(|a| Known {
+            username: &a.username,
+            realm: a.realm.as_deref().unwrap_or(first_realm),
+            key: a.key,
+        });
+        let is_client = owner.is_some();
         let user = match config.secrets.authenticate(now.wall, from.client, request, is_allocate, known) {
             Ok(user) => user,
             Err(why) => {
-                self.may_answer(now.mono, from.client)?;
+                if !is_client {
+                    self.may_answer(now.mono, from)?;
+                }
                 let refusal = match why {
                     AuthRefusal::Unauthenticated => Refusal::Unauthenticated,
                     AuthRefusal::Incomplete => Refusal::BadRequest,
@@ -421,9 +448,11 @@ impl Turn {
 
     /// The allocation of this 5-tuple, if it is this user's (RFC 8656 §5).
     fn own(&mut self, carrier: Carrier, user: &Authenticated<'_>) -> Result<&mut Allocation, Refusal> {
+        let config = Arc::clone(&self.config);
         let id = self.table.id_of(carrier).ok_or(Refusal::NoAllocation)?;
         let allocation = self.table.get_mut(id).ok_or(Refusal::NoAllocation)?;
-        if *allocation.username != *user.username() {
+        let realm = allocation.realm.as_deref().unwrap_or(config.secrets.realm());
+        if *allocation.username != *user.username() || realm != user.realm() {
             return Err(Refusal::WrongCredentials);
         }
         Ok(allocation)
@@ -447,13 +476,19 @@ impl Turn {
         self.table.deadline()
     }
 
+    /// One that was taken out and cannot go where it was to go.
+    pub fn lose(&mut self, allocation: Allocation, out: &mut Vec<Effect>) {
+        self.ports.hold(allocation.port, Holder::Here(allocation.id));
+        self.end(allocation, out);
+    }
+
     /// Gives back all that an allocation had: every way by which one ends comes through here.
     fn end(&mut self, mut allocation: Allocation, out: &mut Vec<Effect>) {
         let Allocation { id, carrier, port, tallies, .. } = allocation;
         if let Some(outside) = &mut allocation.outside {
             close_sockets(id, outside, out);
         }
-        if self.ports.holder(port) == Some(Holder::Here(id)) {
+        if allocation.holds_port {
             self.ports.free(port, Holder::Here(id));
             out.push(Effect::Port { port, is_held: false });
         }

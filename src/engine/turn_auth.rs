@@ -100,12 +100,25 @@ impl Signer {
 /// Proof that a request came from a known user. Only [`Secrets::authenticate`] makes one.
 pub struct Authenticated<'a> {
     username: &'a [u8],
+    realm: &'a str,
     signer: Signer,
+}
+
+/// Whose allocation is there, and with which key it was made.
+#[derive(Clone, Copy)]
+pub struct Known<'a> {
+    pub username: &'a [u8],
+    pub realm: &'a str,
+    pub key: LongTermKey,
 }
 
 impl<'a> Authenticated<'a> {
     pub fn username(&self) -> &'a [u8] {
         self.username
+    }
+
+    pub fn realm(&self) -> &'a str {
+        self.realm
     }
 
     /// Signs answers; its key stands for the user on an allocation.
@@ -243,21 +256,22 @@ impl Secrets {
     }
 
     /// Checks a request in the order of RFC 8489 §9.2.4. `must_be_current` refuses expired users. An allocation that is there
-    /// (`known`: its username and key) may be used with the credentials that it was made with, whatever became of them since.
+    /// (`known`) may be used with the credentials that it was made with, whatever became of them since.
     pub fn authenticate<'a>(
         &'a self,
         wall: UnixTime,
         client: ClientAddr,
         request: &Message<'a>,
         must_be_current: bool,
-        known: Option<(&[u8], LongTermKey)>,
+        known: Option<Known<'_>>,
     ) -> Result<Authenticated<'a>, AuthRefusal> {
         let sha256 = request.integrity_sha256();
         let with_sha256 = sha256.is_some();
         let integrity = sha256.or_else(|| request.integrity()).ok_or(AuthRefusal::Unauthenticated)?;
         let realm_name = request.get(attr::REALM).ok_or(AuthRefusal::Incomplete)?;
+        let realm_text = std::str::from_utf8(realm_name).unwrap_or_default();
         let nonce = request.get(attr::NONCE).ok_or(AuthRefusal::Incomplete)?;
-        let realm = std::str::from_utf8(realm_name).ok().and_then(|name| self.realms.get(name));
+        let realm = self.realms.get(realm_text);
         let username = match (request.get(attr::USERNAME), request.get(attr::USERHASH)) {
             (Some(username), _) => username,
             (None, Some(hash)) if self.features & FEATURE_USERNAME_ANONYMITY != 0 => {
@@ -283,10 +297,10 @@ impl Secrets {
             };
             Signer { key, with_sha256 }
         };
-        if let Some((_, key)) = known.filter(|(name, _)| *name == username) {
-            let signer = Signer { key, with_sha256 };
+        if let Some(known) = known.filter(|known| known.username == username && known.realm == realm_text) {
+            let signer = Signer { key: known.key, with_sha256 };
             if signer.fits(&integrity) {
-                return Ok(Authenticated { username, signer });
+                return Ok(Authenticated { username, realm: realm_text, signer });
             }
         }
         let candidates = self.candidates(wall, realm, realm_name, username, must_be_current);
@@ -298,7 +312,7 @@ impl Secrets {
                 found = Some(signer);
             }
         }
-        found.map(|signer| Authenticated { username, signer }).ok_or(AuthRefusal::Unauthenticated)
+        found.map(|signer| Authenticated { username, realm: realm_text, signer }).ok_or(AuthRefusal::Unauthenticated)
     }
 
     /// Passwords that `username` may have: one for each shared secret while they rotate. As many as that come for everybody,
@@ -537,7 +551,9 @@ mod tests {
         let key = s.authenticate(WALL, client(1), &message, true, None).expect("known").signer().key();
         let without = Secrets::new("realm", b"master", &[], &HashMap::new());
         let refresh = |known| without.authenticate(WALL, client(1), &message, false, known).is_ok();
-        assert!(!refresh(None) && refresh(Some((b"alice", key))) && !refresh(Some((b"bob", key))));
+        let known = |username, realm| Some(Known { username, realm, key });
+        assert!(!refresh(None) && refresh(known(b"alice", "realm")));
+        assert!(!refresh(known(b"bob", "realm")) && !refresh(known(b"alice", "other")));
     }
 
     #[test]

@@ -148,13 +148,16 @@ impl Outbox {
         if let Freight::Parcel(Parcel::Media { media, .. }) = &freight {
             self.may_pass(to, media)?;
         }
-        let is_loose = matches!(freight, Freight::Parcel(Parcel::Datagram { .. } | Parcel::Media { .. } | Parcel::DataTrack { .. }));
+        let is_loose = matches!(
+            freight,
+            Freight::Parcel(Parcel::Datagram { .. } | Parcel::Loop { .. } | Parcel::Media { .. } | Parcel::DataTrack { .. })
+        );
         // What must arrive arrives in order: it never overtakes what waits.
         let overtakes = !is_loose && self.waiting.iter().any(|(other, _)| *other == to);
         let refused = if overtakes { Err(freight) } else { self.push(to, freight) };
         match refused {
             Ok(()) => Ok(()),
-            Err(Freight::Parcel(Parcel::Datagram { .. })) => Err(Counter::DropRingFull),
+            Err(Freight::Parcel(Parcel::Datagram { .. } | Parcel::Loop { .. })) => Err(Counter::DropRingFull),
             Err(Freight::Parcel(Parcel::Media { .. })) => Err(Counter::RingDropSound),
             Err(Freight::Parcel(Parcel::DataTrack { .. })) => Err(Counter::DropDataQueue),
             Err(Freight::Parcel(Parcel::Data { .. })) if self.waiting.len() >= WAITING_MAX => Err(Counter::DropDataQueue),

@@ -500,7 +500,8 @@ impl Worker {
 
     /// Sends what this turn has brought, piece by piece.
     fn send_turn(&mut self) -> bool {
-        let mut busy = false;
+        // What is on its way to another worker goes before anything is looked over for being unused.
+        let mut busy = self.effects_turn();
         loop {
             busy |= self.time_turn();
             busy |= self.effects_turn();
@@ -548,11 +549,13 @@ impl Worker {
                     }
                 }
                 Effect::MoveStream { stream: id, to, cargo } => {
-                    if let Some(Ok(stream)) = self.streams.remove(&id).map(Stream::unregister) {
-                        let moved = Box::new(MovedStream { id, stream, cargo: *cargo });
-                        if let Err(drop) = self.outbox.send(to, Freight::Stream(moved)) {
-                            self.shard.counters.count(drop);
-                        }
+                    let Some(Ok(stream)) = self.streams.remove(&id).map(Stream::unregister) else {
+                        self.shard.cargo_lost(self.clock.now(), *cargo);
+                        continue;
+                    };
+                    let moved = Box::new(MovedStream { id, stream, cargo: *cargo });
+                    if let Err(drop) = self.outbox.send(to, Freight::Stream(moved)) {
+                        self.shard.counters.count(drop);
                     }
                 }
                 Effect::CloseStream { stream } => {

@@ -48,7 +48,7 @@ pub fn header(bytes: &[u8]) -> Proxied {
                 v1::Addresses::Tcp6(a) => Some((a.source_address, a.source_port).into()),
                 v1::Addresses::Unknown => None,
             };
-            Proxied::For { client, len: header.header.len() }
+            Proxied::For { client: client.map(canonical), len: header.header.len() }
         }
         HeaderResult::V2(Ok(header)) => {
             let client = match (header.command, header.addresses) {
@@ -56,10 +56,15 @@ pub fn header(bytes: &[u8]) -> Proxied {
                 (v2::Command::Proxy, v2::Addresses::IPv6(a)) => Some((a.source_address, a.source_port).into()),
                 _ => None,
             };
-            Proxied::For { client, len: header.header.len() }
+            Proxied::For { client: client.map(canonical), len: header.header.len() }
         }
         HeaderResult::V1(Err(_)) | HeaderResult::V2(Err(_)) => Proxied::Malformed,
     }
+}
+
+/// Proxies that listen for both families write IPv4 clients as mapped ones.
+fn canonical(client: SocketAddr) -> SocketAddr {
+    SocketAddr::new(client.ip().to_canonical(), client.port())
 }
 
 #[cfg(test)]
@@ -80,6 +85,7 @@ mod tests {
         let rows: &[(&str, Vec<u8>, Option<SocketAddr>)] = &[
             ("1, IPv4", b"PROXY TCP4 198.51.100.7 192.0.2.1 4660 443\r\n".to_vec(), to("198.51.100.7:4660")),
             ("1, IPv6", b"PROXY TCP6 ::7 ::1 4660 443\r\n".to_vec(), to("[::7]:4660")),
+            ("1, mapped", b"PROXY TCP6 ::ffff:198.51.100.7 ::1 4660 443\r\n".to_vec(), to("198.51.100.7:4660")),
             ("1, unknown", b"PROXY UNKNOWN\r\n".to_vec(), None),
             ("2, IPv4", v2(1, 0x11, &v4), to("198.51.100.7:4660")),
             ("2, IPv6", v2(1, 0x21, &v6), to("[::7]:4660")),

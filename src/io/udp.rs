@@ -185,7 +185,7 @@ impl UdpSocket {
         Ok(address.ok_or(io::ErrorKind::AddrNotAvailable)?.port())
     }
 
-    /// Whether datagrams may be cut on their way (RFC 791); best effort, as the network's own.
+    /// Whether what is longer than the path takes is refused instead of cut (RFC 791); best effort, as the network's own.
     pub fn dont_fragment(&self, is_on: bool) {
         let socket = self.fd.get_ref();
         let is_v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());

@@ -245,9 +245,15 @@ impl Shard {
                 self.pool.put(buf);
             }
             Outcome::Media(publisher, media) => self.take_media(now, publisher, media, buf),
+            Outcome::SendOn(_) | Outcome::MoveRelay { .. } if self.streams.get(&stream).is_some_and(|s| s.has_moved) => {
+                // Closing it ends what it carries.
+                self.counters.count(Counter::DropRelayMovedTwice);
+                self.effects.push(Effect::CloseStream { stream });
+                self.pool.put(buf);
+            }
             Outcome::SendOn(to) => self.move_stream(stream, to, None, None, buf),
             Outcome::MoveRelay { allocation, to, peer } => {
-                let allocation = self.release_allocation(now, allocation);
+                let allocation = self.release_allocation(now, allocation, to);
                 self.move_stream(stream, to, allocation, Some(peer), buf);
             }
             Outcome::Loop { worker, from, to } => self.loop_to(worker, from, to, buf),
@@ -263,17 +269,22 @@ impl Shard {
         delivered: PacketBuf,
     ) {
         let Some(mut state) = self.streams.remove(&stream) else { return self.pool.put(delivered) };
-        if state.has_moved {
-            self.counters.count(Counter::DropRelayMovedTwice);
-            self.effects.push(Effect::CloseStream { stream });
-            return self.pool.put(delivered);
-        }
         self.table.forget(Carrier::Stream(stream));
         self.counters.count(Counter::Redirected);
         self.counters.count(Counter::StreamsMoved);
         state.has_moved = true;
         let cargo = Box::new(StreamCargo { state, allocation, delivered, peer });
         self.effects.push(Effect::MoveStream { stream, to, cargo });
+    }
+
+    /// A connection was lost on its way to its owner, with what it carried.
+    pub fn cargo_lost(&mut self, now: Now, cargo: StreamCargo) {
+        self.guarded(|shard| {
+            shard.pool.put(cargo.delivered);
+            if let Some(allocation) = cargo.allocation {
+                shard.end_allocation(now, *allocation);
+            }
+        });
     }
 
     /// A connection that another worker accepted and that belongs here.

@@ -17,7 +17,7 @@ use crate::base::id::{AllocationId, Carrier, ClientAddr, PathId, PeerAddr, Relay
 use crate::base::time::Now;
 use crate::engine::relay_ports::Holder;
 use crate::engine::relay_table::{Allocation, Family};
-use crate::engine::turn::{self, Icmp, Origin, TurnConfig};
+use crate::engine::turn::{self, Icmp, Origin, Turn, TurnConfig};
 use crate::session::path::{self, Cargo, Route};
 use std::ops::Range;
 use std::sync::Arc;
@@ -99,7 +99,7 @@ impl Shard {
     }
 
     pub(super) fn arrive_at_allocation(&mut self, now: Now, from: RelayedAddr, to: RelayedAddr, payload: &[u8]) -> Result<(), Counter> {
-        let (carrier, dress) = self.turn.looped(now.mono, from, to)?;
+        let (carrier, dress) = self.turn.looped(now.mono, from, to, payload.len())?;
         self.counters.count(Counter::RelayedBetween);
         self.give_client(now, carrier, dress, payload);
         Ok(())
@@ -114,6 +114,10 @@ impl Shard {
     /// One datagram from a peer, through a relay's own socket.
     pub fn handle_relayed(&mut self, now: Now, allocation: AllocationId, peer: PeerAddr, buf: PacketBuf) {
         self.counters.count(Counter::DatagramsIn);
+        self.guarded_packet(|shard| shard.relayed(now, allocation, peer, buf));
+    }
+
+    fn relayed(&mut self, now: Now, allocation: AllocationId, peer: PeerAddr, buf: PacketBuf) {
         let outcome = self.turn.inward(now.mono, allocation, peer, buf.len());
         let counter = match outcome {
             Ok((carrier, dress)) => {
@@ -129,17 +133,16 @@ impl Shard {
 
     /// What became of an [`Effect::OpenRelay`].
     pub fn relay_opened(&mut self, now: Now, allocation: AllocationId, family: Family, is_open: bool) {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        self.turn.socket_opened(allocation, family, is_open, &mut effects);
-        self.turn_effects = effects;
-        self.drain_turn(now);
+        self.guarded(|shard| shard.of_turn(now, |turn, out| turn.socket_opened(allocation, family, is_open, out)));
     }
 
     /// The network could not deliver something to a peer.
     pub fn relay_undelivered(&mut self, now: Now, allocation: AllocationId, peer: PeerAddr, icmp: Icmp) {
-        if let Ok((carrier, bytes)) = self.turn.undelivered(now.mono, allocation, peer, icmp) {
-            self.answer(now, carrier, &bytes);
-        }
+        self.guarded(|shard| {
+            if let Ok((carrier, bytes)) = shard.turn.undelivered(now.mono, allocation, peer, icmp) {
+                shard.answer(now, carrier, &bytes);
+            }
+        });
     }
 
     /// What the relay keeps besides allocations: nothing, when there are none.
@@ -147,35 +150,38 @@ impl Shard {
         self.turn.leftovers()
     }
 
-    pub(super) fn reconfigure_relay(&mut self, config: Arc<TurnConfig>) {
-        self.turn.reconfigure(config);
+    pub(super) fn reconfigure_relay(&mut self, now: Now, config: Arc<TurnConfig>) {
+        self.of_turn(now, |turn, out| turn.reconfigure(config, out));
     }
 
     pub(super) fn drain_relay(&mut self) {
         self.turn.drain();
     }
 
-    pub(super) fn release_allocation(&mut self, now: Now, allocation: AllocationId) -> Option<Box<Allocation>> {
+    /// Does something with the relay, and what that asks for.
+    fn of_turn<T>(&mut self, now: Now, act: impl FnOnce(&mut Turn, &mut Vec<turn::Effect>) -> T) -> T {
         let mut effects = std::mem::take(&mut self.turn_effects);
-        let released = self.turn.release(allocation, &mut effects);
-        self.turn_effects = effects;
-        self.drain_turn(now);
-        released.map(Box::new)
-    }
-
-    pub(super) fn adopt_allocation(&mut self, now: Now, allocation: Allocation) {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        self.turn.adopt(allocation, &mut effects);
+        let outcome = act(&mut self.turn, &mut effects);
         self.turn_effects = effects;
         self.drain_turn(now);
         self.arm_turn();
+        outcome
+    }
+
+    pub(super) fn release_allocation(&mut self, now: Now, allocation: AllocationId, to: WorkerId) -> Option<Box<Allocation>> {
+        self.of_turn(now, |turn, out| turn.release(allocation, to, out)).map(Box::new)
+    }
+
+    pub(super) fn adopt_allocation(&mut self, now: Now, allocation: Allocation) {
+        self.of_turn(now, |turn, out| turn.adopt(allocation, out));
     }
 
     pub(super) fn lose_allocation_of(&mut self, now: Now, carrier: Carrier) {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        self.turn.carrier_lost(carrier, &mut effects);
-        self.turn_effects = effects;
-        self.drain_turn(now);
+        self.of_turn(now, |turn, out| turn.carrier_lost(carrier, out));
+    }
+
+    pub(super) fn end_allocation(&mut self, now: Now, allocation: Allocation) {
+        self.of_turn(now, |turn, out| turn.lose(allocation, out));
     }
 
     pub(super) fn move_allocation(
@@ -187,18 +193,14 @@ impl Shard {
         peer: PeerAddr,
         delivered: PacketBuf,
     ) {
-        let Some(allocation) = self.release_allocation(now, allocation) else { return self.pool.put(delivered) };
+        let Some(allocation) = self.release_allocation(now, allocation, to) else { return self.pool.put(delivered) };
         self.counters.count(Counter::AllocationsMoved);
         self.table.confirm(carrier, to);
         self.effects.push(Effect::Parcel { to, parcel: Parcel::Allocation { allocation, delivered, peer } });
     }
 
     pub(super) fn wake_turn(&mut self, now: Now) {
-        let mut effects = std::mem::take(&mut self.turn_effects);
-        self.turn.wake(now.mono, &mut effects);
-        self.turn_effects = effects;
-        self.drain_turn(now);
-        self.arm_turn();
+        self.of_turn(now, |turn, out| turn.wake(now.mono, out));
     }
 
     /// Carries out what the relay asked for.

@@ -141,7 +141,7 @@ impl Shard {
             Command::StepOut { session } => self.step_out(session),
             Command::StepIn { session } => self.step_in(now, session),
             Command::Close { session } => self.close(now, session),
-            Command::Relay(config) => self.reconfigure_relay(config),
+            Command::Relay(config) => self.reconfigure_relay(now, config),
             Command::Drain => self.drain_relay(),
         }
     }

@@ -10,8 +10,9 @@ use crate::engine::peer_policy::{Opens, PeerPolicy};
 use crate::engine::relay_table::Family;
 use crate::engine::turn::{Icmp, TurnConfig};
 use crate::engine::turn_auth::Secrets;
+use crate::shard::counters::Counter;
 use crate::shard::mail::{Effect, StreamRole};
-use crate::shard::{PortRole, Shard, ShardConfig};
+use crate::shard::{PortRole, Shard, ShardConfig, table};
 use crate::wire::stun::{Class, Method, TransactionId, Writer, attr};
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -61,6 +62,9 @@ struct Lab {
     /// Every so many sockets cannot be opened.
     refuses: u8,
     asked: u8,
+    /// Connections that moved, and those that were lost on their way with the packet that named their owner.
+    moves: u64,
+    lost: u64,
 }
 
 fn user(n: u8) -> (String, String) {
@@ -102,7 +106,7 @@ impl Lab {
         };
         let shards = (0..WORKERS).map(shard).collect();
         let now = Instant::from_millis(1_000);
-        Self { shards, secrets, now, given: 0, transactions: 0, relays: BTreeMap::new(), refuses, asked: 0 }
+        Self { shards, secrets, now, given: 0, transactions: 0, relays: BTreeMap::new(), refuses, asked: 0, moves: 0, lost: 0 }
     }
 
     fn time(&self) -> Now {
@@ -112,7 +116,8 @@ impl Lab {
     /// To the worker that this client's packets reach, by what carries them.
     fn give(&mut self, client: u8, bytes: &[u8]) {
         let now = self.time();
-        let shard = &mut self.shards[usize::from(client % WORKERS)];
+        let at = self.holder(client);
+        let shard = &mut self.shards[at];
         let mut buf = shard.pool.take();
         if !buf.fill(bytes) {
             return;
@@ -123,6 +128,12 @@ impl Lab {
             carrier => shard.handle_datagram(now, carrier, buf),
         }
         self.given += 1;
+    }
+
+    /// The worker whose socket gets this client's packets; of a connection, the one that has it.
+    fn holder(&self, client: u8) -> usize {
+        let has_it = |shard: &Shard| matches!(carrier(client), Carrier::Stream(stream) if shard.knows_stream(stream));
+        self.shards.iter().position(has_it).unwrap_or(usize::from(client % WORKERS))
     }
 
     fn ask(&mut self, client: u8, method: Method, fill: impl FnOnce(&mut Writer<'_>)) {
@@ -142,7 +153,7 @@ impl Lab {
 
     fn step(&mut self, script: &mut Script<'_>) {
         let (operation, client) = (script.byte(), script.byte() % CLIENTS);
-        match operation % 14 {
+        match operation % 15 {
             0 | 1 => {
                 let kind = script.byte();
                 self.ask(client, Method::Allocate, |w| {
@@ -206,11 +217,25 @@ impl Lab {
                 shard.handle_relayed(now, allocation, PeerAddr(peer), buf);
                 shard.relay_undelivered(now, allocation, PeerAddr(peer), Icmp { kind: 3, code: 3, data: 0 });
             }
-            9 => {
-                let now = self.time();
+            9 if script.byte() < 16 => {
+                let (now, at) = (self.time(), self.holder(client));
                 if let Carrier::Stream(stream) = carrier(client) {
-                    self.shards[usize::from(client % WORKERS)].stream_closed(now, stream);
+                    self.shards[at].stream_closed(now, stream);
                 }
+            }
+            // A check that names another worker: the allocation goes there.
+            13 => {
+                let ufrag = table::ufrag(WorkerId(script.byte() % WORKERS), "0123456789");
+                let mut check = Vec::new();
+                Writer::new(&mut check, Method::Binding, Class::Request, TransactionId([8; 12]))
+                    .attribute(attr::USERNAME, format!("{ufrag}:x").as_bytes())
+                    .fingerprint();
+                self.ask(client, Method::CreatePermission, |w| _ = w.xor_address(attr::XOR_PEER_ADDRESS, SFU));
+                let mut bytes = Vec::new();
+                Writer::new(&mut bytes, Method::Send, Class::Indication, TransactionId([9; 12]))
+                    .xor_address(attr::XOR_PEER_ADDRESS, SFU)
+                    .attribute(attr::DATA, &check);
+                self.give(client, &bytes);
             }
             _ => {
                 // Mostly a little; now and then what a permission or an allocation lives.
@@ -264,7 +289,18 @@ impl Lab {
             Effect::CloseRelay { allocation, family } => {
                 self.relays.remove(&(worker, allocation, family == Family::V4));
             }
-            Effect::Report(_) | Effect::MoveStream { .. } | Effect::CloseStream { .. } => {}
+            Effect::MoveStream { stream, to, cargo } => {
+                self.moves += 1;
+                // Now and then one does not arrive.
+                if self.moves.is_multiple_of(3) {
+                    self.shards[usize::from(worker)].cargo_lost(now, *cargo);
+                    self.lost += 1;
+                } else {
+                    self.shards[usize::from(to.0)].adopt_stream(now, stream, *cargo);
+                }
+            }
+            Effect::CloseStream { stream } => self.shards[usize::from(worker)].stream_closed(now, stream),
+            Effect::Report(_) => {}
         }
     }
 }
@@ -281,9 +317,9 @@ fn carrier(client: u8) -> Carrier {
     Carrier::Udp { socket: SocketId(1), local: SFU.ip(), remote: ClientAddr(address(client)) }
 }
 
-/// Runs a script. Panics when anything is left behind, or a packet did not end. How many allocations there were, and packets that
-/// were relayed.
-pub fn run(bytes: &[u8]) -> (u64, u64) {
+/// Runs a script. Panics when anything is left behind, or a packet did not end. How many allocations there were, packets that were
+/// relayed, and connections that moved.
+pub fn run(bytes: &[u8]) -> [u64; 3] {
     let mut script = Script(bytes);
     let mut lab = Lab::new(script.byte() % 4);
     while !script.0.is_empty() {
@@ -302,7 +338,8 @@ pub fn run(bytes: &[u8]) -> (u64, u64) {
         assert_eq!((shard.allocations(), shard.relay_leftovers()), (0, 0), "nothing is left");
     }
     let sum = |family: &str| lab.shards.iter().map(|s| s.counters.sum(family)).sum::<u64>();
-    let redirected: u64 = lab.shards.iter().map(|s| s.counters.get(crate::shard::counters::Counter::Redirected)).sum();
-    assert_eq!(lab.given + redirected, sum("packets_consumed") + sum("drops"), "every packet ends once");
-    (sum("turn_allocations") / 2, sum("relay_packets"))
+    let redirected: u64 = lab.shards.iter().map(|s| s.counters.get(Counter::Redirected)).sum();
+    assert_eq!(lab.given + redirected - lab.lost, sum("packets_consumed") + sum("drops"), "every packet ends once");
+    let opened = lab.shards.iter().map(|s| s.counters.get(Counter::AllocationsOpened)).sum();
+    [opened, sum("relay_packets"), lab.moves]
 }

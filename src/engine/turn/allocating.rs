@@ -64,7 +64,7 @@ impl Turn {
         if additional.is_some_and(|f| f != FAMILY_IPV6) || (wants_pair && additional.is_some()) {
             return Err(Refusal::BadRequest);
         }
-        let tallies = self.tallies(user.username(), from.client.ip());
+        let tallies = self.tallies(user, from.client.ip());
         self.may_allocate(tallies, from.client.ip())?;
         let port = match token {
             Some(token) => self.redeem(now, token, tallies.user)?,
@@ -91,8 +91,10 @@ impl Turn {
                 carrier: from.carrier,
                 client: from.client,
                 port,
+                holds_port: self.config.peers.is_open(),
                 families,
                 username: user.username(),
+                realm: (user.realm() != self.config.secrets.realm()).then(|| user.realm().into()),
                 key: user.signer().key(),
                 tallies,
                 made_by: request.transaction_id(),
@@ -122,14 +124,15 @@ impl Turn {
         if wanted.v4 || wanted.v6 { Ok(wanted) } else { Err(Refusal::FamilyUnsupported) }
     }
 
-    fn tallies(&self, username: &[u8], source: IpAddr) -> Tallies {
+    fn tallies(&self, user: &Authenticated<'_>, source: IpAddr) -> Tallies {
         let source = match source {
             IpAddr::V4(ip) => ip.octets().to_vec(),
             // Whoever has one address of a /64 has them all.
             IpAddr::V6(ip) => ip.octets()[..8].to_vec(),
         };
         let secrets = &self.config.secrets;
-        Tallies { user: secrets.tally(b"user", quota_name(username)), source: secrets.tally(b"source", &source) }
+        let name = [user.realm().as_bytes(), b"\0", quota_name(user.username())].concat();
+        Tallies { user: secrets.tally(b"user", &name), source: secrets.tally(b"source", &source) }
     }
 
     fn may_allocate(&self, tallies: Tallies, source: IpAddr) -> Result<(), Refusal> {
@@ -156,21 +159,20 @@ impl Turn {
         match wish {
             // Nothing is kept back that nobody could reach.
             Wish::Pair => None,
-            Wish::Even => Some(self.name() & !1),
-            Wish::Any => Some(self.name()),
+            Wish::Even | Wish::Any => Some(self.name()),
         }
     }
 
-    /// Workers count in steps of their number from a random start, so that one client's allocations never share a name although
-    /// no worker knows the others' (a port comes back after the whole range).
+    /// Workers count even ports in steps of their number from a random start, so that one client's allocations never share a name
+    /// although no worker knows the others' (a port comes back after the whole range).
     fn name(&mut self) -> u16 {
-        let (first, last) = (u64::from(*self.config.relay_ports.start()), u64::from(*self.config.relay_ports.end()));
+        let (first, last) = (u64::from(*self.config.relay_ports.start()).next_multiple_of(2), u64::from(*self.config.relay_ports.end()));
         let workers = u64::from(self.config.workers.max(1));
-        let slots = ((last - first + 1) / workers).max(1);
+        let slots = (last.saturating_sub(first) / 2 + 1).div_euclid(workers).max(1);
         if self.made == 0 {
             self.made = self.dice.below(slots);
         }
-        (first + (self.made % slots) * workers + u64::from(self.worker.0) % workers).min(last) as u16
+        (first + 2 * ((self.made % slots) * workers + u64::from(self.worker.0) % workers)).min(last & !1) as u16
     }
 
     /// RESERVATION-TOKEN: `port ‖ family(1 bit) ‖ time(7 bits) ‖ tag`, good for this user alone, on every worker.
@@ -251,7 +253,7 @@ impl Turn {
                     self.end(allocation, out);
                 }
             }
-            _ => allocation.expires = now + Duration::from_secs(lifetime_s.into()),
+            _ => self.table.prolong(id, now + Duration::from_secs(lifetime_s.into())),
         }
         let mut w = Writer::new(reply, Method::Refresh, Class::Success, request.transaction_id());
         w.u32(attr::LIFETIME, lifetime_s);

@@ -1,9 +1,10 @@
 //! Permissions, channels, and what passes (RFC 8656 §§9 to 12): to the SFU, to other allocations, to peers, and back.
 
-use super::{Dress, Effect, Refusal, Turn, TurnDrop, is_understood, participant_of, succeeded};
+use super::{Dress, Effect, Refusal, Turn, TurnConfig, TurnDrop, is_understood, participant_of, succeeded};
 use crate::base::id::{AllocationId, Carrier, PeerAddr, RelayedAddr};
+use crate::base::pace::Pace;
 use crate::base::time::{Duration, Instant};
-use crate::engine::peer_policy::{Peer, Target};
+use crate::engine::peer_policy::{Peer, PeerPolicy, Target};
 use crate::engine::relay_ports::Holder;
 use crate::engine::relay_table::{Allocation, Family, Full, Socket};
 use crate::engine::turn_auth::{Authenticated, Signer};
@@ -44,6 +45,9 @@ impl Turn {
         }
         let judge = |ip: IpAddr| Some((ip, config.peers.peer(ip).filter(|_| may_reach(allocation, &config.peers.sfu, ip))?));
         let peers: Vec<(IpAddr, Peer)> = peers.into_iter().map(judge).collect::<Option<_>>().ok_or(Refusal::PeerForbidden)?;
+        if peers.iter().any(|(ip, kind)| lacks_port(allocation, &config.peers, *ip, *kind)) {
+            return Err(Refusal::NoSocket);
+        }
         allocation.permit(now, &peers, config.permissions_max).map_err(|_| Refusal::TooManyPermissions)?;
         let id = allocation.id;
         self.succeed(id, request, user.signer(), reply, out);
@@ -77,6 +81,9 @@ impl Turn {
             Peer::Own if config.peers.own_target(peer).is_none() => return Err(Refusal::PeerForbidden),
             kind => kind,
         };
+        if lacks_port(allocation, &config.peers, peer.ip(), kind) {
+            return Err(Refusal::NoSocket);
+        }
         allocation.bind(now, number, PeerAddr(peer), kind, config.permissions_max, config.channels_max).map_err(|why| match why {
             Full::Permissions => Refusal::TooManyPermissions,
             Full::Channels => Refusal::TooManyChannels,
@@ -106,7 +113,7 @@ impl Turn {
         if !config.peers.is_open() {
             return;
         }
-        let Some(allocation) = self.table.get_mut(id) else { return };
+        let Some(allocation) = self.table.get_mut(id).filter(|allocation| allocation.holds_port) else { return };
         for family in Family::BOTH {
             if !allocation.needs_socket(family, |ip, kind| config.peers.needs_socket(ip, kind)) {
                 continue;
@@ -126,16 +133,19 @@ impl Turn {
         let Some(allocation) = self.table.get_mut(id) else { return };
         let Some(outside) = &mut allocation.outside else { return };
         outside.sockets[family as usize] = if is_open { Socket::Open } else { Socket::Closed };
-        if outside.sockets.contains(&Socket::Opening) {
-            return;
-        }
-        let (carrier, waiting) = (allocation.carrier, std::mem::take(&mut outside.waiting));
+        outside.has_failed |= !is_open;
+        let waiting = match outside.sockets.contains(&Socket::Opening) {
+            true => Vec::new(),
+            false => std::mem::take(&mut outside.waiting),
+        };
+        let has_failed = if waiting.is_empty() { outside.has_failed } else { std::mem::take(&mut outside.has_failed) };
+        let carrier = allocation.carrier;
         if !is_open {
             allocation.forbid(family, |ip, kind| config.peers.needs_socket(ip, kind));
         }
         for (method, transaction, signer) in waiting {
             let mut bytes = Vec::new();
-            if is_open {
+            if !has_failed {
                 succeeded(&mut bytes, method, transaction, signer);
             } else {
                 let mut w = Writer::new(&mut bytes, method, Class::Error, transaction);
@@ -194,26 +204,26 @@ impl Turn {
             },
         };
         let family = Family::of(peer.ip());
-        match (target, self.ports.holder(peer.0.port())) {
+        let effect = match (target, self.ports.holder(peer.0.port())) {
             (Target::Sfu, _) => {
                 out.push(Effect::Deliver { allocation: id, peer, payload });
                 return Ok(());
             }
             (Target::Relayed { .. }, Some(Holder::Here(_) | Holder::At(_))) => {
                 let from = config.peers.relay_ip(family == Family::V4).ok_or(TurnDrop::PeerIsOwn)?;
-                out.push(Effect::Loop { from: RelayedAddr((from, allocation.port).into()), to: RelayedAddr(peer.0), payload });
-                return Ok(());
+                Effect::Loop { from: RelayedAddr((from, allocation.port).into()), to: RelayedAddr(peer.0), payload: payload.clone() }
             }
             (Target::Relayed { or_foreign: false }, _) => return Err(TurnDrop::PeerIsOwn),
-            (Target::Relayed { or_foreign: true } | Target::Foreign, _) => {}
-        }
-        let outside = allocation.outside.as_deref_mut().filter(|outside| outside.sockets[family as usize] == Socket::Open);
-        let outside = outside.ok_or(TurnDrop::NoSocket)?;
-        let bytes = payload.len() as u64;
-        if !outside.pace.take(now, bytes, config.bytes_per_allocation, BURST) || !self.pace.take(now, bytes, config.bytes_in_all, BURST) {
-            return Err(TurnDrop::TooFast);
-        }
-        out.push(Effect::Outward { allocation: id, peer, payload, dont_fragment });
+            (Target::Relayed { or_foreign: true } | Target::Foreign, _) => {
+                let is_open = allocation.outside.as_ref().is_some_and(|outside| outside.sockets[family as usize] == Socket::Open);
+                if !is_open {
+                    return Err(TurnDrop::NoSocket);
+                }
+                Effect::Outward { allocation: id, peer, payload: payload.clone(), dont_fragment }
+            }
+        };
+        pay(now, allocation, &mut self.pace, config, payload.len())?;
+        out.push(effect);
         Ok(())
     }
 
@@ -221,20 +231,21 @@ impl Turn {
     pub fn inward(&mut self, now: Instant, id: AllocationId, peer: PeerAddr, len: usize) -> Result<(Carrier, Dress), TurnDrop> {
         let allocation = self.table.get_mut(id).ok_or(TurnDrop::NoAllocation)?;
         let dress = dress_of(allocation, now, peer).ok_or(TurnDrop::NoPermission)?;
-        let (config, bytes) = (&self.config, len as u64);
-        let outside = allocation.outside.as_deref_mut().ok_or(TurnDrop::NoSocket)?;
-        if !outside.pace.take(now, bytes, config.bytes_per_allocation, BURST) || !self.pace.take(now, bytes, config.bytes_in_all, BURST) {
-            return Err(TurnDrop::TooFast);
-        }
+        pay(now, allocation, &mut self.pace, &self.config, len)?;
         Ok((allocation.carrier, dress))
     }
 
     /// From another allocation of this server: how it reaches the client of the one here that has the address `to`. It goes no
     /// further, whatever that client is.
-    pub fn looped(&self, now: Instant, from: RelayedAddr, to: RelayedAddr) -> Result<(Carrier, Dress), TurnDrop> {
+    pub fn looped(&mut self, now: Instant, from: RelayedAddr, to: RelayedAddr, len: usize) -> Result<(Carrier, Dress), TurnDrop> {
         let Some(Holder::Here(id)) = self.ports.holder(to.0.port()) else { return Err(TurnDrop::NoAllocation) };
-        let allocation = self.table.get(id).filter(|a| a.families.has(Family::of(to.ip()))).ok_or(TurnDrop::NoAllocation)?;
+        let allocation = self.table.get_mut(id).filter(|a| a.families.has(Family::of(to.ip()))).ok_or(TurnDrop::NoAllocation)?;
+        // A participant's permission is meant for the SFU, whose address every relayed one shares.
+        if participant_of(&allocation.username).is_some() {
+            return Err(TurnDrop::NoPermission);
+        }
         let dress = dress_of(allocation, now, PeerAddr(from.0)).ok_or(TurnDrop::NoPermission)?;
+        pay(now, allocation, &mut self.pace, &self.config, len)?;
         Ok((allocation.carrier, dress))
     }
 
@@ -271,9 +282,21 @@ pub struct Icmp {
     pub data: u32,
 }
 
+/// Whether so much may pass, for this allocation and in all.
+fn pay(now: Instant, allocation: &mut Allocation, all: &mut Pace, config: &TurnConfig, len: usize) -> Result<(), TurnDrop> {
+    let (own, bytes) = (&mut allocation.outside.get_or_insert_default().pace, len as u64);
+    let fits = own.take(now, bytes, config.bytes_per_allocation, BURST) && all.take(now, bytes, config.bytes_in_all, BURST);
+    if fits { Ok(()) } else { Err(TurnDrop::TooFast) }
+}
+
 /// A participant's credentials reach the SFU and nothing else.
 fn may_reach(allocation: &Allocation, sfu: &[std::net::SocketAddr], ip: IpAddr) -> bool {
     participant_of(&allocation.username).is_none() || sfu.iter().any(|own| own.ip() == ip)
+}
+
+/// The relay was closed when this allocation was made: its port is a name, and somebody else's socket may be there.
+fn lacks_port(allocation: &Allocation, peers: &PeerPolicy, ip: IpAddr, kind: Peer) -> bool {
+    !allocation.holds_port && kind == Peer::Foreign && peers.needs_socket(ip, kind)
 }
 
 fn dress_of(allocation: &Allocation, now: Instant, peer: PeerAddr) -> Option<Dress> {
