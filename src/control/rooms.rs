@@ -312,6 +312,8 @@ pub struct Rooms {
     rooms: BTreeMap<String, Room>,
     /// Room of each session.
     places: HashMap<SessionId, String>,
+    /// Where in its room's list each session's participant was found last: of a thousand, the right one at once.
+    seats: HashMap<SessionId, usize>,
     made: u64,
     secrets: SecretRng,
     rpcs: data::Rpcs,
@@ -336,6 +338,7 @@ impl Rooms {
             around,
             rooms: BTreeMap::new(),
             places: HashMap::new(),
+            seats: HashMap::new(),
             made: 0,
             secrets: SecretRng::system(),
             rpcs: data::Rpcs::default(),
@@ -373,7 +376,12 @@ impl Rooms {
 
     fn participant(&mut self, session: SessionId) -> Option<&mut Participant> {
         let room = self.rooms.get_mut(self.places.get(&session)?)?;
-        room.participants.iter_mut().find(|p| p.sessions().any(|s| s == session))
+        let is_it = |p: &Participant| p.sessions().any(|s| s == session);
+        let seat = self.seats.entry(session).or_default();
+        if !room.participants.get(*seat).is_some_and(is_it) {
+            *seat = room.participants.iter().position(is_it)?;
+        }
+        room.participants.get_mut(*seat)
     }
 
     fn room_of(&mut self, session: SessionId) -> Option<&mut Room> {

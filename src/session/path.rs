@@ -203,7 +203,12 @@ impl Lane {
             *taken += len;
             self.frames.pop_front();
         }
-        out.extend(self.bytes.drain(..bytes));
+        // Slice by slice: byte by byte it was a quarter of all that a connection cost.
+        let (front, back) = self.bytes.as_slices();
+        let in_front = bytes.min(front.len());
+        out.extend_from_slice(&front[..in_front]);
+        out.extend_from_slice(&back[..bytes - in_front]);
+        self.bytes.drain(..bytes);
     }
 }
 

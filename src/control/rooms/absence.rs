@@ -152,6 +152,7 @@ impl Rooms {
     pub(super) fn close_transports(&mut self, gone: &Participant) {
         for session in gone.sessions() {
             self.places.remove(&session);
+            self.seats.remove(&session);
             self.mail(gone.worker, Command::Close { session });
         }
     }
