@@ -254,6 +254,8 @@ function withoutAv1() {
 for (const [policy, bobWatches] of [["PREFER_REGRESSION", "video/VP8"], ["SIMULCAST", "video/AV1"]]) {
   test(`a picture in AV1 for somebody who cannot decode it: the publisher's second codec (${policy})`, TEST, async () => {
     const room = `codecs ${policy}`;
+    // Of its own: an encoder for AV1 beside the cameras of all the pages before it may come too late.
+    const browser = await startChromium(lab, server, "home");
     const [ada, bob] = [await SdkPage.open(browser, "livekit-client", "ada"), await SdkPage.open(browser, "livekit-client", "bob")];
     await Promise.all([ada.connect(server.token(room, "ada")), bob.connect(server.token(room, "bob"))]);
     await ada.ask((policy) => {
@@ -287,6 +289,7 @@ for (const [policy, bobWatches] of [["PREFER_REGRESSION", "video/VP8"], ["SIMULC
     await ada.ask(() => window.room.localParticipant.unpublishTrack([...window.room.localParticipant.videoTrackPublications.values()][0].track));
     await until("it is gone", 10_000, async () => (await bob.ask(() => window.room.remoteParticipants.get("ada").trackPublications.size)) === 0);
     await Promise.all([ada.close(), bob.close()]);
+    await browser.close();
   });
 }
 
