@@ -478,7 +478,9 @@ impl Turn {
 
     /// One that was taken out and cannot go where it was to go.
     pub fn lose(&mut self, allocation: Allocation, out: &mut Vec<Effect>) {
-        self.ports.hold(allocation.port, Holder::Here(allocation.id));
+        if allocation.holds_port {
+            self.ports.hold(allocation.port, Holder::Here(allocation.id));
+        }
         self.end(allocation, out);
     }
 
