@@ -175,6 +175,8 @@ pub struct Turn {
     pub realms: BTreeMap<String, Realm>,
     /// Static users may send a hash in place of their name (RFC 8489 §9.2).
     pub hidden_usernames: bool,
+    /// Credentials that expire are not even good for what they have opened: Refresh and the rest are refused too.
+    pub strict_expiry: bool,
     pub allocations_per_user: usize,
     /// Channels up to 0x7FFE, as RFC 5766 had them, instead of 0x4FFF (RFC 8656 §12).
     pub older_channel_numbers: bool,
@@ -201,6 +203,7 @@ impl Default for Turn {
             users: HashMap::new(),
             realms: BTreeMap::new(),
             hidden_usernames: false,
+            strict_expiry: false,
             allocations_per_user: 16,
             older_channel_numbers: false,
             alternate_servers: Vec::new(),
@@ -251,6 +254,7 @@ pub struct Limits {
     /// Connections of one worker, and those of one address that have not told what they are.
     pub connections_per_worker: usize,
     pub half_open_per_address: usize,
+    pub connections_per_address: usize,
     pub allocations_per_worker: usize,
     /// Allocations of one source address, all workers together; 0 is no limit.
     pub allocations_per_address: usize,
@@ -278,6 +282,7 @@ impl Default for Limits {
             tracks_per_participant: 32,
             connections_per_worker: 8192,
             half_open_per_address: 64,
+            connections_per_address: 4096,
             allocations_per_worker: 65_536,
             allocations_per_address: 0,
             permissions_per_allocation: 64,
@@ -374,6 +379,18 @@ pub struct Impossible {
 
 /// Shortest token of the admin listener: it cannot be guessed.
 const ADMIN_TOKEN_MIN: usize = 16;
+
+/// What keeps a text from being a network that means what it says.
+fn why_no_network(text: &str) -> Option<String> {
+    let is_meant = |net: &IpNet| net.addr().is_ipv6() || net.to_string() == text;
+    let why = match text.parse::<IpNet>().ok().filter(is_meant) {
+        None => String::new(),
+        Some(IpNet::V6(net)) if net.addr().to_ipv4_mapped().is_some() => ": an IPv4 address is looked at as such".into(),
+        Some(net) if net != net.trunc() => format!(": the one with this address is {}", net.trunc()),
+        Some(_) => return None,
+    };
+    Some(format!("{text:?} is no network{why}"))
+}
 
 /// The settings of one section when nothing is said of them.
 fn defaults(section: &str) -> toml::Table {
@@ -478,12 +495,8 @@ impl Config {
             ("turn.peers", network_list),
             ("turn.denied_peers", self.turn.denied_peers.as_slice()),
         ] {
-            if let Some(bad) = networks.iter().find(|n| n.parse::<IpNet>().is_err()) {
-                return refuse(
-                    key,
-                    format!("{bad:?} is no network"),
-                    "write an address and the length of its prefix, such as \"10.20.0.0/16\"",
-                );
+            if let Some(found) = networks.iter().find_map(|text| why_no_network(text)) {
+                return refuse(key, found, "write an address and the length of its prefix, such as \"10.20.0.0/16\"");
             }
         }
         let admin = self.admin.listen;
@@ -518,6 +531,7 @@ impl Config {
             ("limits.tracks_per_participant", limits.tracks_per_participant),
             ("limits.connections_per_worker", limits.connections_per_worker),
             ("limits.half_open_per_address", limits.half_open_per_address),
+            ("limits.connections_per_address", limits.connections_per_address),
             ("limits.permissions_per_allocation", limits.permissions_per_allocation),
             ("limits.channels_per_allocation", limits.channels_per_allocation),
             ("limits.packet_buffers_per_worker", limits.packet_buffers_per_worker),
@@ -603,6 +617,9 @@ mod tests {
         let rows = [
             ("keys = { a = \"b\" }\n[turn]\npeers = \"everybody\"", "turn.peers: \"everybody\""),
             ("keys = { a = \"b\" }\n[turn]\npeers = [\"10.0.0.5-10.0.1.7\"]", "turn.peers: \"10.0.0.5-10.0.1.7\" is no network"),
+            ("keys = { a = \"b\" }\n[turn]\ndenied_peers = [\"10.0.0.5/24\"]", "the one with this address is 10.0.0.0/24;"),
+            ("keys = { a = \"b\" }\n[turn]\npeers = [\"::ffff:10.0.0.0/104\"]", "an IPv4 address is looked at as such;"),
+            ("keys = { a = \"b\" }\n[turn]\npeers = [\"010.0.0.0/8\"]", "turn.peers: \"010.0.0.0/8\" is no network;"),
             ("keys = { a = \"b\" }\n[turn.realms.localhost]", "turn.realms: \"localhost\" is the name of the first"),
             ("keys = { a = \"b\" }\n[turn]\nalternate_servers = [\"192.0.2.1:0\"]", "turn.alternate_servers"),
             ("keys = { a = \"b\" }\n[tls]\nmode = \"acme\"", "server.domain: \"localhost\""),

@@ -9,11 +9,13 @@ mod host;
 pub mod keys;
 pub mod load;
 pub mod manual;
+mod own_addresses;
 mod owner;
 mod relay;
 pub mod reload;
 pub mod run;
 mod runtime_dir;
+mod sandbox;
 pub mod token;
 
 use clap::{Parser, Subcommand};

@@ -1,7 +1,7 @@
 //! The relay's settings, from the config and this host's addresses.
 
 use super::addresses::Layout;
-use nix::ifaddrs::getifaddrs;
+use nix::ifaddrs::{InterfaceAddress, getifaddrs};
 use postern::config::{Config, Peers, PublicAddress};
 use postern::engine::flood::Ration;
 use postern::engine::peer_policy::{Opens, PeerPolicy};
@@ -42,6 +42,7 @@ pub fn turn_config(
     let peers = PeerPolicy {
         sfu: sfu.to_vec(),
         own: own_addresses(config),
+        broadcasts: broadcasts(),
         listeners: listeners.chain([config.admin.listen.port()]).chain(plain_http.map(|at| at.port())).collect(),
         relay_ports: Some(first_port..=last_port),
         ..PeerPolicy::new(opens, networks(&turn.denied_peers))
@@ -65,6 +66,7 @@ pub fn turn_config(
             per_network: limits.stun_answers_per_second_per_network,
             in_all: limits.stun_answers_per_second.div_ceil(u64::from(workers.max(1))),
         },
+        strict_expiry: turn.strict_expiry,
         alternates: turn.alternate_servers.clone(),
         workers,
     }
@@ -92,6 +94,11 @@ fn own_addresses(config: &Config) -> Vec<IpAddr> {
     own.sort_unstable();
     own.dedup();
     own
+}
+
+fn broadcasts() -> Vec<IpAddr> {
+    let of_v4 = |interface: InterfaceAddress| Some(IpAddr::V4(interface.broadcast?.as_sockaddr_in()?.ip()));
+    getifaddrs().into_iter().flatten().filter_map(of_v4).collect()
 }
 
 /// Where sockets of relays are bound, for relayed addresses that are not this host's own: behind a NAT.

@@ -3,8 +3,10 @@
 
 use super::addresses::{Layout, advertised, candidates, names};
 use super::host;
+use super::own_addresses;
 use super::relay;
 use super::runtime_dir::RuntimeDir;
+use super::sandbox;
 use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
@@ -37,7 +39,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::time::MissedTickBehavior;
 use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::EnvFilter;
@@ -53,7 +55,8 @@ const VISITORS: usize = 1024;
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// How long the workers may take to tell the last figures of those who were in calls.
 const LAST_FIGURES_WITHIN: Duration = Duration::from_millis(500);
-const CONTROL_THREADS: usize = 2;
+/// Threads that serve HTTP. A second one is woken for each message and mostly finds nothing to do: a tenth of what a join costs.
+const CONTROL_THREADS: usize = 1;
 /// How often an old certificate is told of, seconds.
 const A_DAY_S: u64 = 86_400;
 /// The exit status when a worker is lost (EX_SOFTWARE): service managers start the server anew.
@@ -167,6 +170,7 @@ where
 
 /// Runs the server until it is told to stop.
 pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
+    sandbox::forbid_cores();
     let set_level = start_log(config);
     // A session that panics is ended, and the log has to say where.
     std::panic::set_hook(Box::new(|panic| tracing::error!("{panic}")));
@@ -179,8 +183,13 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     };
     host::look(config, workers);
     let sockets = io::bind(workers, &layout.udp_addresses(), &layout.tcp)?;
+    let listeners = Listeners {
+        admin: listener("admin.listen", config.admin.listen)?,
+        http: extras.plain_http.map(|address| listener("--port", address)).transpose()?,
+    };
     let certificate_names = names(config, &addresses);
     let certificates = Arc::new(certs::load(&config.tls, &certificate_names)?);
+    sandbox::enter(&sandbox::folders(config));
     let identity = Identity::generate()?;
     let keys = Keys::new(&config.keys);
     let secrets = relay::secrets(config, &keys.master());
@@ -273,14 +282,24 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
     let udp_ports: Vec<u16> = layout.udp_addresses().iter().map(SocketAddr::port).collect();
     let metrics = Metrics::new(numbers, gauges, Host::new(&udp_ports));
-    let plane = Plane { counters, config, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
+    let plane = Plane {
+        counters,
+        config,
+        extras,
+        certificates,
+        front,
+        keys,
+        running,
+        runtime_dir,
+        inboxes: inboxes.clone(),
+    };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
         .build()
         .map_err(|e| format!("control runtime: {e}"))?;
-    let outcome = runtime.block_on(plane.run(metrics, deliverer, visitors, reports));
+    let outcome = runtime.block_on(plane.run(listeners, metrics, deliverer, visitors, reports));
     for inbox in &inboxes {
         inbox.stop();
     }
@@ -308,9 +327,10 @@ fn start_workers(
     relays_bound_to: &[(IpAddr, IpAddr)],
 ) -> Result<Vec<std::thread::JoinHandle<Result<(), String>>>, String> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let places = door::Places::new(HTTP_CONNECTIONS, config.limits.connections_per_address);
     let mut threads = Vec::new();
     for (at, (shard, sockets)) in shards.into_iter().zip(sockets).enumerate() {
-        let (visitors, reports) = (visitors.clone(), reports.clone());
+        let (visitors, reports, places) = (visitors.clone(), reports.clone(), Arc::clone(&places));
         let setup = WorkerSetup {
             id: WorkerId(at as u8),
             core: (at < cores).then_some(at),
@@ -320,10 +340,12 @@ fn start_workers(
             clock,
             http: Arc::new(move |v: Visitor| {
                 let Visitor { tcp, remote, received, tls, wants_tls } = v;
-                visitors.try_send(door::Visitor { tcp, remote, received, tls, wants_tls }).is_ok()
+                let place = places.take(remote.ip());
+                place.is_some_and(|place| visitors.try_send(door::Visitor { place, tcp, remote, received, tls, wants_tls }).is_ok())
             }),
             reports: Arc::new(move |_, report| drop(reports.send(report))),
             connections_max: config.limits.connections_per_worker,
+            connections_per_address_max: config.limits.connections_per_address,
             half_open_per_address_max: config.limits.half_open_per_address,
             relays_bound_to: relays_bound_to.to_vec(),
             trusted_proxies: config.network.trusted_proxies.iter().filter_map(|net| net.parse().ok()).collect(),
@@ -357,6 +379,12 @@ struct Plane<'a> {
     inboxes: Vec<Arc<Inbox>>,
 }
 
+/// What the control plane accepts connections on by itself.
+struct Listeners {
+    admin: std::net::TcpListener,
+    http: Option<std::net::TcpListener>,
+}
+
 impl Plane<'_> {
     /// Allocations that others than our own participants may need. A closed relay has none: they end with their participants.
     fn allocations(&self) -> u64 {
@@ -370,6 +398,7 @@ impl Plane<'_> {
 
     async fn run(
         self,
+        listeners: Listeners,
         metrics: Metrics,
         deliverer: Option<webhook::Deliverer>,
         mut visitors: mpsc::Receiver<door::Visitor>,
@@ -387,11 +416,8 @@ impl Plane<'_> {
             token: Arc::clone(&self.running.admin_token),
             domain: self.config.server.domain.clone(),
         }));
-        let admin_listener = listener("admin.listen", self.config.admin.listen).await?;
-        let http_listener = match self.extras.plain_http {
-            Some(address) => Some(listener("--port", address).await?),
-            None => None,
-        };
+        let adopt = |listener| TcpListener::from_std(listener).map_err(|e| format!("listeners: {e}"));
+        let (admin_listener, http_listener) = (adopt(listeners.admin)?, listeners.http.map(adopt).transpose()?);
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
         let ordering = (self.config.tls.mode == TlsMode::Acme).then(|| {
             let acme = Acme::new(&self.config.tls, &self.config.server.domain, Arc::clone(&self.running.hurry));
@@ -403,8 +429,11 @@ impl Plane<'_> {
             let router = secure.clone();
             tokio::spawn(async move {
                 loop {
-                    // Out of descriptors: what waits stays in the backlog.
-                    let Ok((tcp, remote)) = listener.accept().await else { continue };
+                    let Ok((tcp, remote)) = listener.accept().await else {
+                        // Out of descriptors: what waits stays in the backlog.
+                        tokio::time::sleep(Duration::from_secs(1)).await;
+                        continue;
+                    };
                     tokio::spawn(door::serve_plain(tcp, remote, router.clone()));
                 }
             })
@@ -414,29 +443,29 @@ impl Plane<'_> {
         let _announced = self.runtime_dir.announce();
         lifecycle.enter(Phase::Ready);
         greet(self.config, &self.extras, &self.certificates);
-        let places = Arc::new(Semaphore::new(HTTP_CONNECTIONS));
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         // When the whole machine stood still, what was missed is not made up for: workers would seem to be stuck.
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seconds: u64 = 0;
         let mut watch = Watch::default();
+        let mut addresses = own_addresses::Changes::watch();
+        if let Err(error) = &addresses {
+            tracing::warn!(%error, "changes of this host's addresses are not heard of: reload after one");
+        }
         // Until when calls may go on, once the server was told to end.
         let mut deadline: Option<Instant> = None;
         loop {
             tokio::select! {
                 Some(visitor) = visitors.recv() => {
-                    if let Ok(place) = Arc::clone(&places).try_acquire_owned() {
-                        let (tls, secure, plain) = (Arc::clone(&self.certificates.http), secure.clone(), plain.clone());
-                        tokio::spawn(async move {
-                            door::serve(visitor, tls, secure, plain).await;
-                            drop(place);
-                        });
-                    }
+                    tokio::spawn(door::serve(visitor, Arc::clone(&self.certificates.http), secure.clone(), plain.clone()));
                 }
                 Some(report) = reports.recv() => self.front.rooms().report(report),
                 now = tick.tick() => {
                     self.front.rooms().tick();
                     self.running.follow_files();
+                    if addresses.as_mut().is_ok_and(|changes| changes.came()) {
+                        self.running.readdress();
+                    }
                     self.front.forget_askers();
                     if seconds.is_multiple_of(A_DAY_S) {
                         self.running.report_certificate();
@@ -575,8 +604,9 @@ fn seconds_since_1970() -> i64 {
     SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs() as i64
 }
 
-async fn listener(key: &str, address: SocketAddr) -> Result<TcpListener, String> {
-    TcpListener::bind(address).await.map_err(|e| format!("{key}: cannot listen on {address}: {e}"))
+fn listener(key: &str, address: SocketAddr) -> Result<std::net::TcpListener, String> {
+    let bound = std::net::TcpListener::bind(address).and_then(|listener| listener.set_nonblocking(true).map(|()| listener));
+    bound.map_err(|e| format!("{key}: cannot listen on {address}: {e}"))
 }
 
 fn greet(config: &Config, extras: &Extras, certificates: &certs::Certificates) {

@@ -129,6 +129,9 @@ fn names_loopback(headers: &HeaderMap) -> bool {
 }
 
 async fn scrape(State(admin): State<Arc<Admin>>) -> impl IntoResponse {
+    if let Some(front) = admin.front.upgrade() {
+        front.rooms().count();
+    }
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], admin.metrics.scrape())
 }
 

@@ -14,11 +14,13 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
 use hyper_util::service::TowerToHyperService;
 use rustls::{ServerConfig, ServerConnection};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::future::Future;
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -26,8 +28,8 @@ use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 use tower::ServiceExt;
 
-/// How long a connection may take until its first byte of HTTP, its TLS handshake included.
-const FIRST_BYTE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a connection may take until it has told which HTTP it speaks, its TLS handshake included.
+const OPENED_WITHIN: Duration = Duration::from_secs(10);
 /// How long a request's headers may take.
 const HEADERS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -40,8 +42,54 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
+/// How many HTTP connections there may be, in all and of one address.
+pub struct Places {
+    all: usize,
+    per_address: usize,
+    taken: Mutex<(usize, HashMap<IpAddr, usize>)>,
+}
+
+impl Places {
+    pub fn new(all: usize, per_address: usize) -> Arc<Self> {
+        Arc::new(Self { all, per_address, taken: Mutex::default() })
+    }
+
+    /// One for a client at `ip`, if there is one left.
+    pub fn take(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let (all, by_address) = &mut *taken;
+        let of_address = by_address.get(&ip).copied().unwrap_or(0);
+        if *all >= self.all || of_address >= self.per_address {
+            return None;
+        }
+        *all += 1;
+        by_address.insert(ip, of_address + 1);
+        Some(Place { places: Arc::clone(self), ip })
+    }
+}
+
+/// Comes back when it is dropped.
+pub struct Place {
+    places: Arc<Places>,
+    ip: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.0 -= 1;
+        if let Entry::Occupied(mut entry) = taken.1.entry(self.ip) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
+}
+
 /// A connection with what was already read of it.
 pub struct Visitor {
+    pub place: Place,
     pub tcp: std::net::TcpStream,
     pub remote: SocketAddr,
     pub received: Vec<u8>,
@@ -53,7 +101,8 @@ pub struct Visitor {
 pub async fn serve(visitor: Visitor, config: Arc<ServerConfig>, secure: Router, plain: Router) {
     let remote = visitor.remote;
     let is_secure = visitor.wants_tls || visitor.tls.is_some();
-    let stream = match HttpStream::new(visitor, config) {
+    let Visitor { place: _place, tcp, received, tls, wants_tls, .. } = visitor;
+    let stream = match HttpStream::new(tcp, received, tls, wants_tls, config) {
         Ok(stream) => stream,
         Err(error) => return tracing::debug!(%error, "an HTTP connection was not taken over"),
     };
@@ -63,8 +112,7 @@ pub async fn serve(visitor: Visitor, config: Arc<ServerConfig>, secure: Router, 
 
 /// Serves a connection of the plain development port.
 pub async fn serve_plain(tcp: TcpStream, remote: SocketAddr, router: Router) {
-    let stream = HttpStream { first_byte: Some(Box::pin(sleep(FIRST_BYTE_WITHIN))), ..HttpStream::bare(tcp) };
-    serve_stream(stream, remote, router).await;
+    serve_stream(HttpStream::bare(tcp), remote, router).await;
 }
 
 async fn serve_stream(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, remote: SocketAddr, router: Router) {
@@ -139,20 +187,47 @@ struct HttpStream {
     peer_has_closed: bool,
     outbound: Vec<u8>,
     written: usize,
-    /// Runs until the first byte of HTTP was read.
-    first_byte: Option<Pin<Box<Sleep>>>,
+    opening: Option<Opening>,
+}
+
+/// The time until it is known whether a connection speaks HTTP/1 or HTTP/2; either has clocks of its own from there on.
+struct Opening {
+    deadline: Pin<Box<Sleep>>,
+    /// So many bytes were read, all like the preface of HTTP/2.
+    read: usize,
+}
+
+impl Opening {
+    /// What HTTP/2 begins with (RFC 9113 §3.4).
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+    fn new() -> Self {
+        Self { deadline: Box::pin(sleep(OPENED_WITHIN)), read: 0 }
+    }
+
+    /// Whether these bytes tell.
+    fn is_told_by(&mut self, bytes: &[u8]) -> bool {
+        let awaited = &Self::PREFACE[self.read..];
+        self.read += bytes.len();
+        bytes.len() >= awaited.len() || !awaited.starts_with(bytes)
+    }
 }
 
 impl HttpStream {
     fn bare(tcp: TcpStream) -> Self {
-        Self { tcp, tls: None, received: Vec::new(), taken: 0, peer_has_closed: false, outbound: Vec::new(), written: 0, first_byte: None }
+        let opening = Some(Opening::new());
+        Self { tcp, tls: None, received: Vec::new(), taken: 0, peer_has_closed: false, outbound: Vec::new(), written: 0, opening }
     }
 
-    fn new(visitor: Visitor, config: Arc<ServerConfig>) -> io::Result<Self> {
-        let tcp = TcpStream::from_std(visitor.tcp)?;
-        let first_byte = Some(Box::pin(sleep(FIRST_BYTE_WITHIN)));
-        let mut stream = Self { tls: visitor.tls, received: visitor.received, first_byte, ..Self::bare(tcp) };
-        if visitor.wants_tls {
+    fn new(
+        tcp: std::net::TcpStream,
+        received: Vec<u8>,
+        tls: Option<Box<ServerConnection>>,
+        wants_tls: bool,
+        config: Arc<ServerConfig>,
+    ) -> io::Result<Self> {
+        let mut stream = Self { tls, received, ..Self::bare(TcpStream::from_std(tcp)?) };
+        if wants_tls {
             let hello = std::mem::take(&mut stream.received);
             stream.tls = Some(Box::new(ServerConnection::new(config).map_err(io::Error::other)?));
             stream.decrypt(&hello)?;
@@ -185,13 +260,14 @@ impl HttpStream {
 impl AsyncRead for HttpStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let before = buf.filled().len();
         let outcome = this.poll_plaintext(cx, buf);
-        if outcome.is_ready() {
-            this.first_byte = None;
-        } else if let Some(first_byte) = &mut this.first_byte
-            && first_byte.as_mut().poll(cx).is_ready()
-        {
-            return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+        if let Some(opening) = &mut this.opening {
+            if opening.is_told_by(&buf.filled()[before..]) {
+                this.opening = None;
+            } else if opening.deadline.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
         }
         outcome
     }

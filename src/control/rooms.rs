@@ -253,6 +253,11 @@ pub(super) struct Participant {
 }
 
 impl Participant {
+    /// Its weight for a worker.
+    fn streams(&self) -> usize {
+        1 + self.subscriptions.len()
+    }
+
     /// The session that tracks are sent over.
     pub(super) fn ear(&self) -> SessionId {
         self.subscriber.as_ref().map_or(self.session, |s| s.transport.session)
@@ -314,6 +319,8 @@ pub struct Rooms {
     places: HashMap<SessionId, String>,
     /// Where in its room's list each session's participant was found last: of a thousand, the right one at once.
     seats: HashMap<SessionId, usize>,
+    /// Streams that each worker carries.
+    loads: Vec<usize>,
     made: u64,
     secrets: SecretRng,
     rpcs: data::Rpcs,
@@ -335,6 +342,7 @@ fn mono() -> Instant {
 impl Rooms {
     pub fn new(around: Surroundings) -> Self {
         Self {
+            loads: vec![0; usize::from(around.workers)],
             around,
             rooms: BTreeMap::new(),
             places: HashMap::new(),
@@ -388,7 +396,8 @@ impl Rooms {
         self.rooms.get_mut(self.places.get(&session)?)
     }
 
-    fn count(&self) {
+    /// Puts into the gauges who is here: whoever reads them pays for it, not whoever comes.
+    pub fn count(&self) {
         let gauges = &self.around.gauges;
         let participants = || self.rooms.values().flat_map(|r| &r.participants);
         gauges.rooms.store(self.rooms.len() as i64, Relaxed);

@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::{URL_SAFE, URL_SAFE_NO_PAD};
 use flate2::read::GzDecoder;
+use futures_util::SinkExt;
 use livekit_protocol as proto;
 use livekit_protocol::signal_request::Message as Up;
 use livekit_protocol::signal_response::Message as Down;
@@ -35,6 +36,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 const MESSAGES_A_SECOND: u32 = 200;
 /// How long one message may take to leave.
 const WRITE_WITHIN: Duration = Duration::from_secs(10);
+/// Messages that are written together.
+const TOLD_TOGETHER: usize = 16;
 /// Read and written at a time: the default would hold 128 KiB for each participant.
 const SOCKET_BUFFER: usize = 4 * 1024;
 
@@ -376,6 +379,17 @@ async fn write(socket: &mut WebSocket, message: Message) -> bool {
     matches!(tokio::time::timeout(WRITE_WITHIN, socket.send(message)).await, Ok(Ok(())))
 }
 
+/// Writes what waits as one: a participant that comes is told five things at once.
+async fn write_all(socket: &mut WebSocket, messages: impl Iterator<Item = Message>) -> bool {
+    let all = async {
+        for message in messages {
+            socket.feed(message).await?;
+        }
+        socket.flush().await
+    };
+    matches!(tokio::time::timeout(WRITE_WITHIN, all).await, Ok(Ok(())))
+}
+
 /// How much a client has said in the current second.
 struct Pace {
     since: tokio::time::Instant,
@@ -414,6 +428,7 @@ async fn converse(
     mut queue: mpsc::Receiver<Box<Down>>,
 ) {
     let mut is_text = false;
+    let mut told = Vec::new();
     // The rooms hold the only other sender: when they let go, the queue ends.
     let weak = signal.downgrade();
     drop(signal);
@@ -422,10 +437,12 @@ async fn converse(
     let mut pace = Pace::default();
     let why = loop {
         tokio::select! {
-            down = queue.recv() => {
-                let Some(message) = down else { break "the room let go" };
-                let is_leave = matches!(*message, Down::Leave(_));
-                if !write(&mut socket, frame(*message, is_text)).await {
+            count = queue.recv_many(&mut told, TOLD_TOGETHER) => {
+                if count == 0 {
+                    break "the room let go";
+                }
+                let is_leave = told.iter().any(|m| matches!(**m, Down::Leave(_)));
+                if !write_all(&mut socket, told.drain(..).map(|m| frame(*m, is_text))).await {
                     break "it does not take what is written";
                 }
                 if is_leave {

@@ -1,7 +1,8 @@
 //! Whom the relay may talk to (RFC 8656 §21): closed unless the administrator opens it, and never a way to the server itself.
 //!
-//! An address counts for what it leads to: one that carries an IPv4 address inside (mapped, compatible, NAT64, 6to4, Teredo,
-//! ISATAP) must be allowed as a whole and by each address in it. The server's own addresses are looked at before any rule.
+//! An address counts for what it leads to: one that carries an IPv4 address inside (compatible, NAT64, ISATAP) must be allowed
+//! as a whole and by the address in it; mapped ones, 6to4 and Teredo never are. The server's own addresses are looked at before
+//! any rule.
 //!
 //! ```text
 //! own address? ──yes──> its media port: the SFU. A relayed port: another allocation. A listener: nobody.
@@ -58,6 +59,10 @@ const NOT_PUBLIC: [&str; 40] = [
     "2001::/23",
 ];
 
+/// What no rule opens: "this network", which some systems take for themselves (RFC 1122 §3.2.1.3), and tunnels that carry a
+/// packet to whom they like (RFC 8656 §21.4). So are multicast and broadcast.
+const NEVER: [&str; 4] = ["0.0.0.0/8", "127.255.255.255/32", "2001::/32", "2002::/16"];
+
 /// To whom the administrator opens the relay, besides its SFU.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Opens {
@@ -93,6 +98,8 @@ pub struct PeerPolicy {
     pub sfu: Vec<SocketAddr>,
     /// Addresses of this host and those that a NAT maps to it.
     pub own: Vec<IpAddr>,
+    /// Where this host's networks hear everybody.
+    pub broadcasts: Vec<IpAddr>,
     /// Ports that this server listens on, of every kind.
     pub listeners: Vec<u16>,
     pub relay_ports: Option<RangeInclusive<u16>>,
@@ -100,12 +107,14 @@ pub struct PeerPolicy {
     pub denied: Vec<IpNet>,
     /// What "public" leaves out.
     pub not_public: Vec<IpNet>,
+    /// What everything leaves out.
+    pub never: Vec<IpNet>,
 }
 
 impl PeerPolicy {
     pub fn new(opens: Opens, denied: Vec<IpNet>) -> Self {
-        let not_public = NOT_PUBLIC.iter().map(|net| net.parse().expect("a literal")).collect();
-        Self { opens, denied, not_public, ..Self::default() }
+        let nets = |texts: &[&str]| texts.iter().map(|net| net.parse().expect("a literal")).collect();
+        Self { opens, denied, not_public: nets(&NOT_PUBLIC), never: nets(&NEVER), ..Self::default() }
     }
 
     /// Whether anybody but the SFU may be a peer.
@@ -167,8 +176,8 @@ impl PeerPolicy {
 
     fn is_allowed(&self, ip: IpAddr) -> bool {
         let is_in = |nets: &[IpNet]| nets.iter().any(|net| net.contains(&ip));
-        // Under no rule an address to send to.
-        if ip.is_unspecified() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) || ip.is_multicast() || is_in(&self.denied) {
+        let is_many = ip.is_multicast() || ip == IpAddr::V4(Ipv4Addr::BROADCAST) || self.broadcasts.contains(&ip);
+        if is_many || ip.is_unspecified() || is_in(&self.never) || is_in(&self.denied) {
             return false;
         }
         match &self.opens {
@@ -194,14 +203,6 @@ fn inner(ip: IpAddr) -> Vec<Ipv4Addr> {
     {
         inner.push(v4(s[6], s[7]));
     }
-    // 6to4 (RFC 3056).
-    if is_in("2002::/16") {
-        inner.push(v4(s[1], s[2]));
-    }
-    // Teredo (RFC 4380 §4): its server, and its client behind a mask.
-    if is_in("2001::/32") {
-        inner.extend([v4(s[2], s[3]), v4(!s[6], !s[7])]);
-    }
     // ISATAP (RFC 5214 §6.1), the global and the local form of it.
     if s[4] & !0x0200 == 0 && s[5] == 0x5efe {
         inner.push(v4(s[6], s[7]));
@@ -224,6 +225,7 @@ mod tests {
         PeerPolicy {
             sfu: vec!["203.0.114.7:443".parse().expect("an address"), "[2a00::7]:443".parse().expect("an address")],
             own: ["203.0.114.7", "2a00::7", "10.9.9.9", "203.0.114.8"].map(|ip| ip.parse().expect("an address")).to_vec(),
+            broadcasts: vec![Ipv4Addr::new(10, 9, 9, 255).into()],
             listeners: vec![443, 3478, 7881],
             relay_ports: Some(49152..=65535),
             ..PeerPolicy::new(opens, denied)
@@ -362,6 +364,20 @@ mod tests {
         ];
         for (ip, want) in rows {
             assert_eq!(of(&policy, ip).is_some(), want, "{ip}");
+        }
+    }
+
+    #[test]
+    fn s2_and_s3_what_is_nobodys_address_is_opened_by_no_network() {
+        let policy = policy("0.0.0.0/0 ::/0", &[]);
+        for ip in ["0.0.0.0", "0.1.2.3", "127.255.255.255", "224.0.0.1", "255.255.255.255", "10.9.9.255", "::", "ff02::1"] {
+            assert_eq!(of(&policy, ip), None, "{ip}");
+        }
+        for ip in ["2002:808:808::1", "2001:0:808:808::f7f7:f7f7", "::ffff:8.8.8.8"] {
+            assert_eq!(of(&policy, ip), None, "{ip}");
+        }
+        for ip in ["10.9.8.255", "127.0.0.1", "169.254.169.254", "::1", "2001:db8::1"] {
+            assert!(of(&policy, ip).is_some(), "{ip}: named by whoever opens everything");
         }
     }
 }

@@ -51,6 +51,8 @@ pub struct TurnConfig {
     pub bytes_in_all: u64,
     /// Challenges and STUN answers to those who are not authenticated.
     pub ration: Ration,
+    /// Expired credentials are not even good for what they have opened.
+    pub strict_expiry: bool,
     /// Where clients are sent while this server drains (RFC 8489 §10).
     pub alternates: Vec<SocketAddr>,
     pub workers: u8,
@@ -74,6 +76,7 @@ impl TurnConfig {
             bytes_per_allocation: 0,
             bytes_in_all: 0,
             ration: Ration { per_network: 0, in_all: 0 },
+            strict_expiry: false,
             alternates: Vec::new(),
             workers,
         }
@@ -149,6 +152,8 @@ pub enum TurnDrop {
     NotARequest,
     /// Strangers of this network have had their ration of answers.
     Rationed,
+    /// So many wrong passwords came from this network that they are not even refused.
+    GuessRationed,
     NoAllocation,
     NoPermission,
     ChannelUnbound,
@@ -239,6 +244,8 @@ pub struct Turn {
     table: RelayTable,
     ports: RelayPorts,
     strangers: Strangers,
+    /// Those who try passwords: counted apart, so that a neighbour of theirs is still challenged.
+    guessers: Strangers,
     pace: Pace,
     made: u64,
     is_draining: bool,
@@ -250,6 +257,7 @@ impl Turn {
         Self {
             ports: RelayPorts::new(config.relay_ports.clone(), config.ephemeral_ports.as_ref(), worker, config.workers),
             strangers: Strangers::new(&mut dice),
+            guessers: Strangers::new(&mut dice),
             table: RelayTable::default(),
             pace: Pace::default(),
             made: 0,
@@ -380,6 +388,11 @@ impl Turn {
         if is_shown || self.strangers.may_answer(now, from.client.ip(), self.config.ration) { Ok(()) } else { Err(TurnDrop::Rationed) }
     }
 
+    /// A wrong password costs everybody the same, over whatever it came.
+    fn may_guess(&mut self, now: Instant, from: Origin<'_>) -> Result<(), TurnDrop> {
+        if self.guessers.may_answer(now, from.client.ip(), self.config.ration) { Ok(()) } else { Err(TurnDrop::GuessRationed) }
+    }
+
     fn request(
         &mut self,
         now: Now,
@@ -399,10 +412,12 @@ impl Turn {
             key: a.key,
         });
         let is_client = owner.is_some();
-        let user = match config.secrets.authenticate(now.wall, from.client, request, is_allocate, known) {
+        let user = match config.secrets.authenticate(now.wall, from.client, request, is_allocate || config.strict_expiry, known) {
             Ok(user) => user,
             Err(why) => {
-                if !is_client {
+                if why == AuthRefusal::Unauthenticated && request.is_signed() {
+                    self.may_guess(now.mono, from)?;
+                } else if !is_client {
                     self.may_answer(now.mono, from)?;
                 }
                 let refusal = match why {

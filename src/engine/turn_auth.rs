@@ -127,12 +127,18 @@ impl<'a> Authenticated<'a> {
     }
 }
 
-/// What a quota counts by: the stable part of a username, so that a new expiry is not a new user.
-pub fn quota_name(username: &[u8]) -> &[u8] {
-    match username.iter().position(|b| *b == b':') {
-        Some(colon) if username[..colon].iter().all(u8::is_ascii_digit) => &username[colon + 1..],
-        _ => username,
+/// The part of a username that stays the same when it is made anew; none of an expiry that names nobody.
+fn stable_name(username: &[u8]) -> Option<&[u8]> {
+    match username.iter().position(|b| !b.is_ascii_digit()) {
+        Some(colon) if username[colon] == b':' => Some(&username[colon + 1..]).filter(|name| !name.is_empty()),
+        Some(_) => Some(username),
+        None => None,
     }
+}
+
+/// Until when a username is good, if it says so.
+fn expiry_of(username: &str) -> Option<u64> {
+    username.split_once(':').map_or(username, |(expiry, _)| expiry).parse().ok()
 }
 
 /// The participant that a minted username is bound to.
@@ -218,6 +224,12 @@ impl Secrets {
         BASE64.encode(&crypto::hmac_sha256(&self.mint_key, &[username.as_bytes()])[..24])
     }
 
+    /// Whom a quota counts: a new expiry is not a new user. None if the credentials say nothing but their expiry.
+    pub fn quota_name<'a>(&self, user: &Authenticated<'a>) -> Option<&'a [u8]> {
+        let is_fixed = |realm: &Realm| std::str::from_utf8(user.username).is_ok_and(|name| realm.users.contains_key(name));
+        if self.realms.get(user.realm).is_some_and(is_fixed) { Some(user.username) } else { stable_name(user.username) }
+    }
+
     /// What somebody is counted under: nobody can choose names so that two are one.
     pub fn tally(&self, kind: &[u8], name: &[u8]) -> u64 {
         let tag = crypto::hmac_sha256(&self.tally_key, &[kind, name]);
@@ -256,7 +268,7 @@ impl Secrets {
     }
 
     /// Checks a request in the order of RFC 8489 §9.2.4. `must_be_current` refuses expired users. An allocation that is there
-    /// (`known`) may be used with the credentials that it was made with, whatever became of them since.
+    /// (`known`) may be used with the credentials that it was made with, whatever else became of them since.
     pub fn authenticate<'a>(
         &'a self,
         wall: UnixTime,
@@ -297,7 +309,9 @@ impl Secrets {
             };
             Signer { key, with_sha256 }
         };
-        if let Some(known) = known.filter(|known| known.username == username && known.realm == realm_text) {
+        let has_expired = || std::str::from_utf8(username).ok().and_then(expiry_of).is_some_and(|expiry| expiry < wall.as_secs());
+        let is_same = |known: &Known<'_>| known.username == username && known.realm == realm_text;
+        if let Some(known) = known.filter(|known| is_same(known) && !(must_be_current && has_expired())) {
             let signer = Signer { key: known.key, with_sha256 };
             if signer.fits(&integrity) {
                 return Ok(Authenticated { username, realm: realm_text, signer });
@@ -330,8 +344,8 @@ impl Secrets {
         let name = std::str::from_utf8(username).ok().filter(|u| u.len() <= USERNAME_MAX).unwrap_or("");
         let rest: Vec<String> = of.shared.iter().map(|s| BASE64.encode(s.sign(&[name.as_bytes()]))).collect();
         let minted = self.minted_password(name);
-        let (expires, label) = name.split_once(':').unwrap_or((name, ""));
-        let is_current = expires.parse::<u64>().is_ok_and(|expires| expires >= wall.as_secs() || !must_be_current);
+        let label = name.split_once(':').map_or("", |(_, label)| label);
+        let is_current = expiry_of(name).is_some_and(|expiry| expiry >= wall.as_secs() || !must_be_current);
         let is_minted = label.starts_with("p1.") && realm_name == self.realm.as_bytes();
         let fixed = of.users.get(name).filter(|_| !name.is_empty());
         let mut candidates: Vec<(String, bool)> = match fixed {
@@ -558,8 +572,11 @@ mod tests {
 
     #[test]
     fn a_quota_counts_people_not_expiries_and_a_minted_name_says_whose_it_is() {
-        for (username, want) in [("alice", "alice"), ("1000500:bob", "bob"), ("1000900:bob", "bob"), ("x:bob", "x:bob")] {
-            assert_eq!(quota_name(username.as_bytes()), want.as_bytes());
+        let bob = Some("bob");
+        for (username, want) in
+            [("alice", Some("alice")), ("1000500:bob", bob), ("1000900:bob", bob), ("x:bob", Some("x:bob")), ("1000500", None), ("1000500:", None)]
+        {
+            assert_eq!(stable_name(username.as_bytes()), want.map(str::as_bytes), "{username}");
         }
         for (username, want) in [("1000:p1.PA_x.3", Some("PA_x")), ("1000:bob", None), ("alice", None), ("p1.PA_x.3", None)] {
             assert_eq!(participant_of(username.as_bytes()), want, "{username}");

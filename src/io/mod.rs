@@ -34,7 +34,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use stream::{Stream, TELL_WITHIN, Turn, USE_WITHIN, Why};
+use stream::{Stream, Turn, Why};
 use tokio::net::TcpListener;
 use tokio::time::Sleep;
 use udp::{Batch, Received, Transmit, UdpSocket, Undelivered};
@@ -137,6 +137,7 @@ pub struct WorkerSetup {
     pub http: HttpDoor,
     pub reports: ReportSink,
     pub connections_max: usize,
+    pub connections_per_address_max: usize,
     pub half_open_per_address_max: usize,
     /// Relayed addresses that stand for another address of this host's, and that one.
     pub relays_bound_to: Vec<(IpAddr, IpAddr)>,
@@ -183,6 +184,7 @@ struct Worker {
     reports: ReportSink,
     trusted_proxies: Vec<IpNet>,
     connections_max: usize,
+    connections_per_address_max: usize,
     half_open_max: usize,
     batch: Batch,
     received: Vec<Received>,
@@ -218,6 +220,7 @@ impl Worker {
             reports: setup.reports,
             trusted_proxies: setup.trusted_proxies,
             connections_max: setup.connections_max,
+            connections_per_address_max: setup.connections_per_address_max,
             half_open_max: setup.half_open_per_address_max,
             batch,
             received: Vec::new(),
@@ -297,7 +300,13 @@ impl Worker {
             }
             self.received = received;
         }
-        self.shard.counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
+        let counters = &self.shard.counters;
+        counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
+        for (count, why) in [(&mut self.batch.too_long, Counter::DropTooLong), (&mut self.batch.unanswerable, Counter::DropNoSource)] {
+            let count = std::mem::take(count);
+            counters.add(Counter::DatagramsIn, count);
+            counters.add(why, count);
+        }
         busy
     }
 
@@ -330,13 +339,21 @@ impl Worker {
         for (listener, role) in &self.listeners {
             let Poll::Ready(accepted) = listener.poll_accept(cx) else { continue };
             // Out of descriptors: what waits stays in the backlog until some are free.
-            let Ok((tcp, remote)) = accepted else { continue };
+            let Ok((tcp, remote)) = accepted else {
+                self.shard.counters.count(Counter::RefusedNoFiles);
+                continue;
+            };
             busy = true;
             let is_trusted = self.trusted_proxies.iter().any(|net| net.contains(&remote.ip()));
             let half_open = self.half_open.get(&remote.ip()).copied().unwrap_or(0);
+            let of_address = || self.streams.values().filter(|stream| stream.neighbour.ip() == remote.ip()).count();
+            let per_address = self.connections_per_address_max;
             let refusal = match () {
                 () if self.streams.len() >= self.connections_max => Some(Counter::RefusedConnectionsFull),
                 // All clients of a proxy come from its one address.
+                () if self.streams.len() >= per_address && !is_trusted && of_address() >= per_address => {
+                    Some(Counter::RefusedPerAddress)
+                }
                 () if half_open >= self.half_open_max && !is_trusted => Some(Counter::RefusedHalfOpen),
                 () => None,
             };
@@ -406,7 +423,7 @@ impl Worker {
         while self.shard.knows_stream(id) {
             let Some(stream) = self.streams.get_mut(&id) else { return };
             let mut buf = self.shard.pool.take();
-            match stream.next_frame(|frame| buf.fill(frame)) {
+            match stream.next_frame(now.mono, |frame| buf.fill(frame)) {
                 Ok(Some(true)) => self.shard.handle_frame(now, id, buf),
                 Ok(Some(false)) => {
                     self.shard.counters.count(Counter::FramesIn);
@@ -521,17 +538,10 @@ impl Worker {
         }
         self.sweep_due = now.mono + SWEEP;
         let shard = &self.shard;
-        let overdue: Vec<(StreamId, bool)> = self
-            .streams
-            .iter()
-            .filter(|(id, stream)| {
-                let age = now.mono.since(stream.opened_at);
-                if stream.is_framed() { age > USE_WITHIN && !shard.uses_stream(now, **id) } else { age > TELL_WITHIN }
-            })
-            .map(|(id, stream)| (*id, stream.is_framed()))
-            .collect();
-        for (id, is_framed) in overdue {
-            self.shard.counters.count(if is_framed { Counter::ClosedUnused } else { Counter::ClosedSlowOpening });
+        let overdue = |(id, stream): (&StreamId, &Stream)| Some((*id, stream.overdue(now.mono, || shard.uses_stream(now, *id))?));
+        let overdue: Vec<(StreamId, Counter)> = self.streams.iter().filter_map(overdue).collect();
+        for (id, why) in overdue {
+            self.shard.counters.count(why);
             self.close(id);
         }
         true

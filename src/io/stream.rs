@@ -11,6 +11,7 @@ use super::proxy::{self, Proxied};
 use super::ready::{ReadyList, waker};
 use crate::base::id::StreamId;
 use crate::base::time::{Duration, Instant};
+use crate::shard::counters::Counter;
 use crate::shard::mail::{ServerName, StreamRole};
 use crate::wire::demux::{self, Sniff, StreamKind};
 use crate::wire::framing::{Frame, Framing};
@@ -28,9 +29,11 @@ const HTTP: [&[u8]; 3] = [b"h2", b"http/1.1", b"acme-tls/1"];
 /// What a TURN client names (RFC 7443). Some name HTTP besides; no web client names this.
 const TURN: &[u8] = b"stun.turn";
 /// How long a connection may take to tell what it is, its TLS handshake included.
-pub const TELL_WITHIN: Duration = Duration::from_secs(5);
+const TELL_WITHIN: Duration = Duration::from_secs(5);
 /// How long a connection may carry neither an allocation nor a session.
-pub const USE_WITHIN: Duration = Duration::from_secs(10);
+const USE_WITHIN: Duration = Duration::from_secs(10);
+/// How long a frame may take from its first byte to its last: as long as a client that was cut off is waited for.
+const FRAME_WITHIN: Duration = Duration::from_secs(60);
 /// Read from a socket at a time, and in one turn.
 const READ: usize = 16 * 1024;
 const READS_PER_TURN: usize = 4;
@@ -76,6 +79,8 @@ pub struct Stream {
     outbound: Vec<u8>,
     written: usize,
     pub opened_at: Instant,
+    /// Since when a frame has lacked its end.
+    unfinished_since: Option<Instant>,
     waker: Waker,
 }
 
@@ -146,12 +151,25 @@ impl Stream {
             outbound: Vec::new(),
             written: 0,
             opened_at: now,
+            unfinished_since: None,
             waker: waker(id, list),
         }
     }
 
     pub fn is_framed(&self) -> bool {
         matches!(self.phase, Phase::Framed(_))
+    }
+
+    /// Why it has had its time; `is_used` looks whether an allocation or a session needs it.
+    pub fn overdue(&self, now: Instant, is_used: impl FnOnce() -> bool) -> Option<Counter> {
+        let age = now.since(self.opened_at);
+        if !self.is_framed() {
+            return (age > TELL_WITHIN).then_some(Counter::ClosedSlowOpening);
+        }
+        if self.unfinished_since.is_some_and(|since| now.since(since) > FRAME_WITHIN) {
+            return Some(Counter::ClosedSlowFrame);
+        }
+        (age > USE_WITHIN && !is_used()).then_some(Counter::ClosedUnused)
     }
 
     /// That it is TLS, and for whom.
@@ -258,7 +276,16 @@ impl Stream {
                 if self.inbound.len() > HELLO_MAX {
                     return Err(Why::Tls);
                 }
-                let Some(accepted) = acceptor.accept().map_err(|_| Why::Tls)? else { return Ok(None) };
+                let accepted = match acceptor.accept() {
+                    Ok(accepted) => accepted,
+                    // A client that is too old is told so.
+                    Err((_, mut alert)) => {
+                        let _ = alert.write_all(&mut self.outbound);
+                        let _ = self.flush();
+                        return Err(Why::Tls);
+                    }
+                };
+                let Some(accepted) = accepted else { return Ok(None) };
                 let offered: Vec<&[u8]> = accepted.client_hello().alpn().into_iter().flatten().collect();
                 let wants_http = offered.iter().any(|p| HTTP.contains(p)) && !offered.contains(&TURN);
                 if wants_http {
@@ -322,16 +349,18 @@ impl Stream {
     }
 
     /// The next whole frame: copied out by `take`, then forgotten. `Err` when the stream lost its framing.
-    pub fn next_frame<R>(&mut self, take: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, ()> {
+    pub fn next_frame<R>(&mut self, now: Instant, take: impl FnOnce(&[u8]) -> R) -> Result<Option<R>, ()> {
         let Phase::Framed(framing) = self.phase else { return Ok(None) };
         let waiting = &self.inbound[self.consumed..];
         let Some(Frame { start, end, consumed }) = framing.next(waiting).map_err(drop)? else {
             // Once for all frames of a read: moving the rest for each of them would cost its square.
             self.inbound.drain(..self.consumed);
             self.consumed = 0;
+            self.unfinished_since = self.unfinished_since.or(Some(now)).filter(|_| !self.inbound.is_empty());
             return Ok(None);
         };
         let taken = take(&waiting[start..end]);
+        self.unfinished_since = None;
         self.consumed += consumed;
         Ok(Some(taken))
     }

@@ -83,6 +83,9 @@ pub struct Batch {
     rests: Vec<u8>,
     /// Messages that came in, of one datagram or a run of them.
     pub received: u64,
+    /// Datagrams that no buffer holds, and those that nobody can be answered for.
+    pub too_long: u64,
+    pub unanswerable: u64,
 }
 
 // SAFETY: the raw pointers inside point into the boxes beside them and are only used during a call on `&mut self`.
@@ -100,6 +103,8 @@ impl Batch {
             buffers: (0..BATCH).map(|_| pool.take()).collect(),
             rests: vec![0; BATCH * RUN_REST],
             received: 0,
+            too_long: 0,
+            unanswerable: 0,
         }
     }
 }
@@ -288,8 +293,12 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
     batch.received += n as u64;
     for i in 0..n {
         let message = &batch.messages[i];
-        let Some(remote) = read_name(&batch.names[i]) else { continue };
-        if message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 || remote.port() == 0 {
+        let Some(remote) = read_name(&batch.names[i]).filter(|remote| remote.port() != 0) else {
+            batch.unanswerable += 1;
+            continue;
+        };
+        if message.msg_hdr.msg_flags & libc::MSG_TRUNC != 0 {
+            batch.too_long += 1;
             continue;
         }
         let unspecified = if remote.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
@@ -298,6 +307,7 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
         let len = message.msg_len as usize;
         let segment = segment.unwrap_or(len).min(len);
         if segment > PAYLOAD_MAX {
+            batch.too_long += len.div_ceil(segment) as u64;
             continue;
         }
         let mut buf = mem::replace(&mut batch.buffers[i], pool.take());

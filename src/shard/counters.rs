@@ -108,13 +108,17 @@ counters! {
     SessionsPanicked "sessions" "panicked",
 
     RefusedConnectionsFull "connection_refusals" "connections_per_worker",
+    RefusedPerAddress "connection_refusals" "connections_per_address",
     RefusedHalfOpen "connection_refusals" "half_open_per_address",
+    /// The system lends us no more files: connections wait, and the next try is a second later.
+    RefusedNoFiles "connection_refusals" "out_of_files",
     RefusedHttpBusy "connection_refusals" "http_busy",
     ClosedSlowOpening "connection_refusals" "slow_opening",
     ClosedUnknownOpening "connection_refusals" "unknown_opening",
     ClosedProxy "connection_refusals" "proxy_header",
     ClosedTls "connection_refusals" "tls_failed",
     ClosedUnused "connection_refusals" "unused",
+    ClosedSlowFrame "connection_refusals" "slow_frame",
     ClosedFraming "connection_refusals" "framing_lost",
 
     RefusedTryAlternate "turn_refusals" "300_try_alternate",
@@ -168,6 +172,7 @@ counters! {
     /// Our own address at a port that is nobody's relay, or that we listen on.
     DropTurnPeerOwn "drops" "turn_peer_is_this_server",
     DropTurnRationed "drops" "turn_stranger_rationed",
+    DropTurnGuessRationed "drops" "turn_wrong_password_rationed",
     DropTurnNoSocket "drops" "turn_socket_not_open",
     DropTurnTooFast "drops" "turn_over_bandwidth",
     /// Credentials of one participant, the session of another.
@@ -175,6 +180,7 @@ counters! {
     DropRelayNoRoute "drops" "relay_no_route",
     DropRelayMovedTwice "drops" "relay_owner_changed_again",
     DropTooLong "drops" "packet_too_long",
+    DropNoSource "drops" "source_unanswerable",
     DropStreamQueue "drops" "stream_queue_full",
     DropUnknownStream "drops" "unknown_stream",
     DropSilenced "drops" "silenced_track",
@@ -258,6 +264,7 @@ impl From<TurnDrop> for Counter {
             TurnDrop::PeerNotSfu => Self::DropTurnPeer,
             TurnDrop::PeerIsOwn => Self::DropTurnPeerOwn,
             TurnDrop::Rationed => Self::DropTurnRationed,
+            TurnDrop::GuessRationed => Self::DropTurnGuessRationed,
             TurnDrop::NoSocket => Self::DropTurnNoSocket,
             TurnDrop::TooFast => Self::DropTurnTooFast,
         }

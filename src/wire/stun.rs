@@ -235,6 +235,10 @@ impl<'a> Message<'a> {
         self.covered(self.integrity_sha256_at?)
     }
 
+    pub fn is_signed(&self) -> bool {
+        self.integrity_at.is_some() || self.integrity_sha256_at.is_some()
+    }
+
     fn covered(&self, at: usize) -> Option<Integrity<'a>> {
         let tag = &self.raw[at + 4..at + 4 + usize::from(be16(self.raw, at + 2)?)];
         let [hi, lo] = ((at + 4 + tag.len() - HEADER_LEN) as u16).to_be_bytes();

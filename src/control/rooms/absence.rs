@@ -93,7 +93,6 @@ impl Rooms {
             self.route_published(key, track);
         }
         self.spread(name);
-        self.count();
         tracing::info!(room = %name, session = key.0, "a participant is back");
         self.event("participant_joined", name, Some(&info), None);
         self.note_of(key, "returned", |p, entry| crate::control::audit::Entry { address: p.address, ..entry });

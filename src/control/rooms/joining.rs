@@ -204,7 +204,6 @@ impl Rooms {
             (room.has_changed, room.was_joined, room.empty_since) = (true, true, None);
         }
         self.spread(&name);
-        self.count();
         tracing::info!(room = %name, session = session.0, worker = worker.0, "a participant joined");
         self.note_joined(session);
         Ok(session)
@@ -249,7 +248,6 @@ impl Rooms {
             unstable: HashMap::new(),
         };
         self.rooms.insert(name.to_owned(), room);
-        self.count();
         self.event("room_started", name, None, None);
         self.note_room("room_started", name);
         id
@@ -471,7 +469,6 @@ impl Rooms {
         }
         self.forget_tracks(&name, &tracks);
         self.forget_data_tracks(&name, &mut gone);
-        self.count();
         tracing::info!(room = %name, session = session.0, ?reason, "a participant left");
         Some((name, gone))
     }

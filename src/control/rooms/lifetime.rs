@@ -188,6 +188,7 @@ impl Rooms {
     pub fn tick(&mut self) {
         let now = mono();
         self.tick_rooms(now);
+        self.weigh();
         let mut gone = Vec::new();
         let mut renew = Vec::new();
         for p in self.rooms.values().flat_map(|r| &r.participants) {
@@ -253,7 +254,6 @@ impl Rooms {
         self.event("room_finished", name, None, None);
         self.note_room("room_finished", name);
         self.rooms.remove(name);
-        self.count();
     }
 }
 

@@ -6,19 +6,24 @@ use crate::shard::mail::Command;
 
 impl Rooms {
     /// Small rooms stay together on one worker until they need a good part of it; everybody else goes to the least loaded.
-    pub(super) fn worker_for(&self, room: &str) -> WorkerId {
+    pub(super) fn worker_for(&mut self, room: &str) -> WorkerId {
         let workers = usize::from(self.around.workers);
-        let (mut load, mut of_room) = (vec![0; workers], vec![0; workers]);
-        for (name, other) in &self.rooms {
-            for p in &other.participants {
-                let streams = 1 + p.subscriptions.len();
-                load[usize::from(p.worker.0)] += streams;
-                of_room[usize::from(p.worker.0)] += if name == room { streams } else { 0 };
-            }
+        let mut of_room = vec![0; workers];
+        for p in self.rooms.get(room).into_iter().flat_map(|r| &r.participants) {
+            of_room[usize::from(p.worker.0)] += p.streams();
         }
         let together = (0..workers).filter(|w| (1..self.around.rooms.streams_together).contains(&of_room[*w])).max_by_key(|w| of_room[*w]);
-        let at = together.or_else(|| (0..workers).min_by_key(|w| load[*w])).unwrap_or(0);
+        let at = together.or_else(|| (0..workers).min_by_key(|w| self.loads[*w])).unwrap_or(0);
+        self.loads[at] += 1;
         WorkerId(at as u8)
+    }
+
+    /// Looks what each worker carries, once a second: until the next look, whoever comes counts as one stream.
+    pub(super) fn weigh(&mut self) {
+        self.loads.fill(0);
+        for p in self.rooms.values().flat_map(|r| &r.participants) {
+            self.loads[usize::from(p.worker.0)] += p.streams();
+        }
     }
 
     /// Workers that have members of a room.

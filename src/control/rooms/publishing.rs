@@ -188,7 +188,6 @@ impl Rooms {
         p.info.is_publisher |= !bound.is_empty();
         p.info.tracks = bound;
         let (info, is_active) = (p.info.clone(), p.is_active());
-        self.count();
         self.announce(key, true);
         // Of somebody who is not connected yet they are told when it is.
         for track in &fresh {

@@ -6,7 +6,7 @@ use crate::base::time::{Duration, Instant, Now, UnixTime};
 use crate::crypto;
 use crate::engine::relay_ports::{Holder, RESERVED_FOR, Wish};
 use crate::engine::relay_table::{Allocation, Families, Family, Order, Tallies};
-use crate::engine::turn_auth::{Authenticated, Signer, quota_name};
+use crate::engine::turn_auth::{Authenticated, Signer};
 use crate::wire::stun::{Class, Message, Method, Writer, attr};
 use crate::wire::turn::TRANSPORT_UDP;
 use std::net::IpAddr;
@@ -131,7 +131,11 @@ impl Turn {
             IpAddr::V6(ip) => ip.octets()[..8].to_vec(),
         };
         let secrets = &self.config.secrets;
-        let name = [user.realm().as_bytes(), b"\0", quota_name(user.username())].concat();
+        // Who is nobody by name is somebody by address.
+        let name = match secrets.quota_name(user) {
+            Some(name) => [user.realm().as_bytes(), b"\0", name].concat(),
+            None => [user.realm().as_bytes(), b"\0\0", &source[..]].concat(),
+        };
         Tallies { user: secrets.tally(b"user", &name), source: secrets.tally(b"source", &source) }
     }
 
