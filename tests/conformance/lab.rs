@@ -166,6 +166,12 @@ impl Lab {
         self.challenged(joined, REALM, user)
     }
 
+    /// One that has said nothing yet.
+    pub fn stranger(&mut self, from: SocketAddr) -> Client {
+        let (id, address) = self.wire.join_from(from);
+        Client { id, address, user: "", password: "", realm: REALM.into(), nonce: Vec::new() }
+    }
+
     fn challenged(&mut self, (id, address): (usize, SocketAddr), realm: &str, (user, password): (&'static str, &'static str)) -> Client {
         let mut client = Client { id, address, user, password, realm: realm.into(), nonce: Vec::new() };
         let challenge = self.bare(&client, Method::Allocate, &|w| set(w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0])));
@@ -338,7 +344,24 @@ pub struct Peer {
 /// Ends a chain of writer calls.
 pub fn set<T>(_: T) {}
 
+/// What the server sends, whatever it is: S33 padding is zero and says nothing of us, S34 an answer fits into any path.
+fn check_form(bytes: &[u8]) {
+    const SOFTWARE: u16 = 0x8022;
+    let is_indication = bytes[0] & 1 == 0;
+    assert!(is_indication || bytes.len() <= 548, "{} bytes", bytes.len());
+    let mut rest = &bytes[20..];
+    while let [kind_high, kind_low, len_high, len_low, ..] = *rest {
+        let len = usize::from(u16::from_be_bytes([len_high, len_low]));
+        let (value, behind) = (4 + len, 4 + len.next_multiple_of(4));
+        assert!(rest[value..behind].iter().all(|byte| *byte == 0), "padding: {bytes:02x?}");
+        assert_ne!(u16::from_be_bytes([kind_high, kind_low]), SOFTWARE);
+        rest = &rest[behind..];
+    }
+    assert!(rest.is_empty());
+}
+
 pub fn parse(bytes: Vec<u8>) -> Answer {
+    check_form(&bytes);
     let mut message = Message::new();
     message.unmarshal_binary(&bytes).expect("the stun crate reads our answer");
     let mut code = stun::error_code::ErrorCodeAttribute::default();

@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod guard;
 #[allow(dead_code, reason = "each file of tests uses its part")]
 mod lab;
 mod real;

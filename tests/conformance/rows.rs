@@ -154,6 +154,24 @@ fn behind_integrity(lab: &mut Lab) {
     let answer = lab.answer(&client);
     assert_eq!((answer.code, answer.u32(attr::LIFETIME)), (0, 900));
     assert_eq!(lab.refresh(&client, 600).code, 0, "it is still there");
+    // S9: a second peer behind the integrity, which may be good or forbidden, is not looked at.
+    let (first, second) = (lab.peer("127.0.0.1"), lab.peer("127.0.0.2"));
+    for behind in [second.address, "10.0.0.1:1".parse().expect("an address")] {
+        let id = lab.transaction();
+        let mut bytes = lab.request(&client, Method::CreatePermission, id, Signed::Sha1, &|w| {
+            set(w.xor_address(attr::XOR_PEER_ADDRESS, first.address));
+        });
+        let mut one = Vec::new();
+        Writer::new(&mut one, Method::CreatePermission, Class::Request, id).xor_address(attr::XOR_PEER_ADDRESS, behind);
+        bytes.extend_from_slice(&one[20..]);
+        let len = (bytes.len() - 20) as u16;
+        bytes[2..4].copy_from_slice(&len.to_be_bytes());
+        lab.send(&client, &bytes);
+        assert_eq!(lab.answer(&client).code, 0);
+    }
+    lab.indicate(&client, second.address, b"not permitted");
+    assert_eq!(lab.permit(&client, &[second.address]), 0);
+    assert!(lab.peer_got_nothing(&client, second));
 }
 
 fn binding(lab: &mut Lab) {

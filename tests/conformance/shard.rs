@@ -11,6 +11,7 @@ use postern::engine::peer_policy::{Opens, PeerPolicy};
 use postern::engine::relay_table::Family;
 use postern::engine::turn::TurnConfig;
 use postern::engine::turn_auth::Secrets;
+use postern::shard::counters::Counters;
 use postern::shard::egress::Outlet;
 use postern::shard::mail::{Effect, StreamRole};
 use postern::shard::{PortRole, Shard, ShardConfig};
@@ -32,8 +33,13 @@ pub struct ShardWire {
 }
 
 impl ShardWire {
-    #[allow(clippy::disallowed_methods, reason = "the crates behind want a clock of std's")]
     pub fn new(transport: Transport) -> Self {
+        Self::with(transport, |_| {})
+    }
+
+    /// One whose relay is set up otherwise.
+    #[allow(clippy::disallowed_methods, reason = "the crates behind want a clock of std's")]
+    pub fn with(transport: Transport, adjust: impl FnOnce(&mut TurnConfig)) -> Self {
         let users = HashMap::from([ALICE, BOB].map(|(name, password)| (name.to_owned(), password.to_owned())));
         let secrets = Secrets::new(REALM, b"master", &[], &users);
         let networks = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a network")).collect();
@@ -43,6 +49,7 @@ impl ShardWire {
         config.peers.sfu = vec![SFU, "[::1]:443".parse().expect("an address")];
         config.peers.listeners = vec![443, 3478];
         config.peers.relay_ports = Some(config.relay_ports.clone());
+        adjust(&mut config);
         let shard = ShardConfig {
             worker: WorkerId(0),
             workers: 1,
@@ -55,6 +62,11 @@ impl ShardWire {
         };
         let shard = Shard::new(shard, SecretRng::seeded(1), Rng::new(1));
         Self { shard, transport, ms: 0, clients: Vec::new(), peers: Vec::new(), relays: HashMap::new() }
+    }
+
+    /// What it counts, also once a [`super::lab::Lab`] has it.
+    pub fn counters(&self) -> Counters {
+        self.shard.counters.clone()
     }
 
     fn now(&self) -> Now {
@@ -112,7 +124,11 @@ impl Wire for ShardWire {
 
     fn join(&mut self) -> (usize, SocketAddr) {
         let n = self.clients.len();
-        let address = SocketAddr::from(([198, 51, 100, 1], 20_000 + n as u16));
+        self.join_from(SocketAddr::from(([198, 51, 100, 1], 20_000 + n as u16)))
+    }
+
+    fn join_from(&mut self, address: SocketAddr) -> (usize, SocketAddr) {
+        let n = self.clients.len();
         let carrier = if self.transport.is_stream() {
             let stream = StreamId(n as u64 + 1);
             self.shard.stream_opened(stream, StreamRole::Turn, address, None);
