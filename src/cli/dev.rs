@@ -56,7 +56,7 @@ pub fn execute(args: &Args) -> Result<(), String> {
         ..Config::default()
     };
     config.log.level.clone_from(&args.log_level);
-    run::serve(&config, Extras { plain_http: Some(SocketAddr::new(args.bind, args.port)), is_dev: true, config_file: None })
+    run::serve(config, Extras { plain_http: Some(SocketAddr::new(args.bind, args.port)), is_dev: true, config_file: None })
 }
 
 /// Where the development authority lives: XDG's place for state, else below the home directory.

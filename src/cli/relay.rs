@@ -96,9 +96,15 @@ fn own_addresses(config: &Config) -> Vec<IpAddr> {
     own
 }
 
+/// Where each network of this host's hears everybody: as it was set, or by its last address, which the kernel takes besides.
 fn broadcasts() -> Vec<IpAddr> {
-    let of_v4 = |interface: InterfaceAddress| Some(IpAddr::V4(interface.broadcast?.as_sockaddr_in()?.ip()));
-    getifaddrs().into_iter().flatten().filter_map(of_v4).collect()
+    let v4 = |address: Option<nix::sys::socket::SockaddrStorage>| Some(address?.as_sockaddr_in()?.ip());
+    let of = |interface: InterfaceAddress| {
+        let last = v4(interface.address).zip(v4(interface.netmask)).filter(|(_, mask)| mask.to_bits().count_zeros() > 1);
+        let last = last.map(|(ip, mask)| Ipv4Addr::from_bits(ip.to_bits() | !mask.to_bits()));
+        [v4(interface.broadcast), last].into_iter().flatten().map(IpAddr::V4)
+    };
+    getifaddrs().into_iter().flatten().flat_map(of).collect()
 }
 
 /// Where sockets of relays are bound, for relayed addresses that are not this host's own: behind a NAT.

@@ -20,7 +20,7 @@ use postern::control::metrics::host::Host;
 use postern::control::metrics::{Gauges, Metrics, WorkerNumbers};
 use postern::control::reload::{Running, SetLevel};
 use postern::control::rooms::{Ports, Rooms, Surroundings};
-use postern::control::signal::{Front, Policy};
+use postern::control::signal::{Front, NOTED_PER_SECOND, Policy};
 use postern::control::{self, audit, certs, door, webhook};
 use postern::crypto::SecretRng;
 use postern::engine::dtls::Identity;
@@ -34,7 +34,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
@@ -88,7 +88,7 @@ pub fn execute(args: &Args) -> Result<(), String> {
     if args.check {
         return check(&args.config, &config);
     }
-    serve(&config, Extras { config_file: Some(args.config.clone()), ..Extras::default() })
+    serve(config, Extras { config_file: Some(args.config.clone()), ..Extras::default() })
 }
 
 /// Says what is wrong, or that nothing is.
@@ -169,7 +169,8 @@ where
 }
 
 /// Runs the server until it is told to stop.
-pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
+pub fn serve(given: Config, extras: Extras) -> Result<(), String> {
+    let config = &given;
     sandbox::forbid_cores();
     let set_level = start_log(config);
     // A session that panics is ended, and the log has to say where.
@@ -257,6 +258,7 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
         policy: ArcSwap::from_pointee(Policy::of(config)),
         by_address: Rate::new(config.limits.joins_per_second_per_address),
         by_identity: Rate::new(config.limits.joins_per_second_per_identity),
+        noted: Rate::new(NOTED_PER_SECOND),
     });
     let set_relay = {
         // What the deployment's secret is made from stays that of the start: nonces and credentials that are out remain good.
@@ -282,23 +284,15 @@ pub fn serve(config: &Config, extras: Extras) -> Result<(), String> {
     let runtime_dir = RuntimeDir::new(&config.server.runtime_dir);
     let udp_ports: Vec<u16> = layout.udp_addresses().iter().map(SocketAddr::port).collect();
     let metrics = Metrics::new(numbers, gauges, Host::new(&udp_ports));
-    let plane = Plane {
-        counters,
-        config,
-        extras,
-        certificates,
-        front,
-        keys,
-        running,
-        runtime_dir,
-        inboxes: inboxes.clone(),
-    };
+    let plane = Plane { counters, extras, certificates, front, keys, running, runtime_dir, inboxes: inboxes.clone() };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(CONTROL_THREADS)
         .thread_name("control")
         .enable_all()
         .build()
         .map_err(|e| format!("control runtime: {e}"))?;
+    // What a reload replaces is nowhere else.
+    drop(given);
     let outcome = runtime.block_on(plane.run(listeners, metrics, deliverer, visitors, reports));
     for inbox in &inboxes {
         inbox.stop();
@@ -367,9 +361,8 @@ fn start_workers(
     Ok(threads)
 }
 
-struct Plane<'a> {
+struct Plane {
     counters: Vec<Counters>,
-    config: &'a Config,
     extras: Extras,
     certificates: Arc<certs::Certificates>,
     front: Arc<Front>,
@@ -385,11 +378,10 @@ struct Listeners {
     http: Option<std::net::TcpListener>,
 }
 
-impl Plane<'_> {
+impl Plane {
     /// Allocations that others than our own participants may need. A closed relay has none: they end with their participants.
     fn allocations(&self) -> u64 {
-        let peers = self.running.config.lock().unwrap_or_else(PoisonError::into_inner).turn.peers.clone();
-        if peers == Peers::Named("sfu-only".into()) {
+        if self.running.config().turn.peers == Peers::Named("sfu-only".into()) {
             return 0;
         }
         let of = |counter: Counter| self.counters.iter().map(|c| c.get(counter)).sum::<u64>();
@@ -405,22 +397,23 @@ impl Plane<'_> {
         mut reports: mpsc::UnboundedReceiver<Report>,
     ) -> Result<(), String> {
         let lifecycle = Lifecycle::default();
-        let edge = self.config.network.edge_tcp_ports[0];
+        let config = self.running.config();
+        let edge = config.network.edge_tcp_ports[0];
         let secure = control::router(Arc::clone(&self.front), self.extras.is_dev.then(|| self.keys.clone()));
         let plain = control::plain_router(edge, Arc::clone(&self.certificates.shown));
         let admin = control::admin::router(Arc::new(Admin {
             front: Arc::downgrade(&self.front),
             metrics,
             lifecycle: lifecycle.clone(),
-            listen: self.config.admin.listen,
+            listen: config.admin.listen,
             token: Arc::clone(&self.running.admin_token),
-            domain: self.config.server.domain.clone(),
+            domain: config.server.domain.clone(),
         }));
         let adopt = |listener| TcpListener::from_std(listener).map_err(|e| format!("listeners: {e}"));
         let (admin_listener, http_listener) = (adopt(listeners.admin)?, listeners.http.map(adopt).transpose()?);
         tokio::spawn(async move { axum::serve(admin_listener, admin).await });
-        let ordering = (self.config.tls.mode == TlsMode::Acme).then(|| {
-            let acme = Acme::new(&self.config.tls, &self.config.server.domain, Arc::clone(&self.running.hurry));
+        let ordering = (config.tls.mode == TlsMode::Acme).then(|| {
+            let acme = Acme::new(&config.tls, &config.server.domain, Arc::clone(&self.running.hurry));
             let running = Arc::clone(&self.running);
             tokio::spawn(acme.keep(Arc::clone(&self.certificates), move || running.report_certificate()))
         });
@@ -442,7 +435,8 @@ impl Plane<'_> {
         // Whoever reads it may signal.
         let _announced = self.runtime_dir.announce();
         lifecycle.enter(Phase::Ready);
-        greet(self.config, &self.extras, &self.certificates);
+        greet(&config, &self.extras, &self.certificates);
+        drop(config);
         let mut tick = tokio::time::interval(Duration::from_secs(1));
         // When the whole machine stood still, what was missed is not made up for: workers would seem to be stuck.
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -543,7 +537,7 @@ impl Plane<'_> {
     fn reload(&self) {
         let read = match &self.extras.config_file {
             Some(file) => read_config(file),
-            None => Ok(self.config.clone()),
+            None => Ok(self.running.config()),
         };
         let outcome = match read {
             Ok(config) => self.running.reload(&config).to_string(),

@@ -99,6 +99,11 @@ impl Running {
         outcome
     }
 
+    /// The settings that are in force.
+    pub fn config(&self) -> Config {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// This host has other addresses than it had: what the relay keeps closed follows.
     pub fn readdress(&self) {
         (self.set_relay)(&self.config.lock().unwrap_or_else(PoisonError::into_inner));

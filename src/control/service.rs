@@ -8,6 +8,7 @@
 //! and the defaults that the Go server writes, and read in snake and in camel case.
 
 use super::auth::{Claims, Denied};
+use super::door::Peer;
 use super::rooms::{Failure, Later, RoomService};
 use super::signal::Front;
 use axum::body::{Body, Bytes};
@@ -135,10 +136,13 @@ impl Coat {
 
 /// `POST /twirp/{service}/{method}`.
 pub async fn call(State(front): State<Arc<Front>>, Path((service, method)): Path<(String, String)>, request: Request) -> Response {
+    let peer = request.extensions().get::<Peer>().copied();
     match answer(&front, &service, &method, request).await {
         Ok(response) => response,
         Err(refused) => {
-            tracing::info!(service, method, reason = %refused, "a request of the room service was refused");
+            if front.notes(peer.as_ref()) {
+                tracing::info!(service, method, reason = %refused, "a request of the room service was refused");
+            }
             refused.into_response()
         }
     }

@@ -70,9 +70,20 @@ pub struct Front {
     pub policy: ArcSwap<Policy>,
     pub by_address: Rate<IpAddr>,
     pub by_identity: Rate<(String, String)>,
+    /// Lines of the log that somebody at an address can cause.
+    pub noted: Rate<IpAddr>,
 }
 
+/// Refusals of one address that are logged in a second: strangers do not fill the disk.
+pub const NOTED_PER_SECOND: u32 = 5;
+
 impl Front {
+    /// Whether a refusal is to be logged.
+    #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
+    pub fn notes(&self, peer: Option<&Peer>) -> bool {
+        peer.is_none_or(|peer| self.noted.admits(Instant::now(), peer.0.ip()))
+    }
+
     pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
         self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -98,6 +109,7 @@ impl Front {
         let now = Instant::now();
         self.by_address.sweep(now);
         self.by_identity.sweep(now);
+        self.noted.sweep(now);
     }
 
     /// Whether somebody may join once more.
@@ -302,7 +314,9 @@ pub async fn connect(
     match admit(&front, version, peer, &headers, &query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
-            tracing::info!(reason = %refused, "a join was refused");
+            if front.notes(Some(&peer)) {
+                tracing::info!(reason = %refused, "a join was refused");
+            }
             refused.into_response()
         }
     }

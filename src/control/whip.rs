@@ -101,11 +101,14 @@ pub async fn play(State(front): State<Arc<Front>>, Query(Wanted { participant })
 
 async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
     let base = if purpose == Purpose::Publish { "/whip/v1/" } else { "/whep/v1/" };
+    let peer = request.extensions().get::<Peer>().copied();
     let opened = try_open(front, purpose, request).await;
     match opened.map(|whole| created(base, whole)) {
         Ok(response) => response,
         Err(refused) => {
-            tracing::info!(at = base, reason = %refused, "an offer over HTTP was refused");
+            if front.notes(peer.as_ref()) {
+                tracing::info!(at = base, reason = %refused, "an offer over HTTP was refused");
+            }
             refused.into_response()
         }
     }

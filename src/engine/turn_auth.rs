@@ -573,9 +573,14 @@ mod tests {
     #[test]
     fn a_quota_counts_people_not_expiries_and_a_minted_name_says_whose_it_is() {
         let bob = Some("bob");
-        for (username, want) in
-            [("alice", Some("alice")), ("1000500:bob", bob), ("1000900:bob", bob), ("x:bob", Some("x:bob")), ("1000500", None), ("1000500:", None)]
-        {
+        for (username, want) in [
+            ("alice", Some("alice")),
+            ("1000500:bob", bob),
+            ("1000900:bob", bob),
+            ("x:bob", Some("x:bob")),
+            ("1000500", None),
+            ("1000500:", None),
+        ] {
             assert_eq!(stable_name(username.as_bytes()), want.map(str::as_bytes), "{username}");
         }
         for (username, want) in [("1000:p1.PA_x.3", Some("PA_x")), ("1000:bob", None), ("alice", None), ("p1.PA_x.3", None)] {

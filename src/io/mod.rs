@@ -191,6 +191,8 @@ struct Worker {
     plaintext: Vec<u8>,
     sleep: Pin<Box<Sleep>>,
     sweep_due: Instant,
+    /// When something that repeats is worth a line again.
+    note_due: Instant,
 }
 
 impl Worker {
@@ -227,6 +229,7 @@ impl Worker {
             plaintext: Vec::new(),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sweep_due: setup.clock.now().mono + SWEEP,
+            note_due: setup.clock.now().mono,
             shard,
         })
     }
@@ -351,9 +354,7 @@ impl Worker {
             let refusal = match () {
                 () if self.streams.len() >= self.connections_max => Some(Counter::RefusedConnectionsFull),
                 // All clients of a proxy come from its one address.
-                () if self.streams.len() >= per_address && !is_trusted && of_address() >= per_address => {
-                    Some(Counter::RefusedPerAddress)
-                }
+                () if self.streams.len() >= per_address && !is_trusted && of_address() >= per_address => Some(Counter::RefusedPerAddress),
                 () if half_open >= self.half_open_max && !is_trusted => Some(Counter::RefusedHalfOpen),
                 () => None,
             };
@@ -574,7 +575,11 @@ impl Worker {
                 }
                 Effect::OpenRelay { allocation, at } => {
                     let opened = self.relays.open(allocation, at);
-                    if let Err(error) = &opened {
+                    if let Err(error) = &opened
+                        && self.note_due <= self.clock.now().mono
+                    {
+                        // Any client can ask for one at any time.
+                        self.note_due = self.clock.now().mono + SWEEP;
                         tracing::warn!(worker = self.id.0, address = %at.0, %error, "a relay's socket cannot be opened; its client is told 508");
                     }
                     self.shard.relay_opened(self.clock.now(), allocation, Family::of(at.ip()), opened.is_ok());
