@@ -3,7 +3,6 @@
 
 pub mod clock;
 mod inbox;
-mod proxy;
 mod ready;
 mod relays;
 mod stream;

@@ -7,7 +7,6 @@
 //! ```
 //! No task of its own: a waker puts its id on the worker's ready list, and the worker's turn does the rest.
 
-use super::proxy::{self, Proxied};
 use super::ready::{ReadyList, waker};
 use crate::base::id::StreamId;
 use crate::base::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use crate::shard::counters::Counter;
 use crate::shard::mail::{ServerName, StreamRole};
 use crate::wire::demux::{self, Sniff, StreamKind};
 use crate::wire::framing::{Frame, Framing};
+use crate::wire::proxy::{self, Proxied};
 use rustls::ServerConfig;
 use rustls::ServerConnection;
 use rustls::server::Acceptor;
@@ -424,4 +424,52 @@ fn read_hello(acceptor: &mut Acceptor, mut bytes: &[u8]) -> Result<(), Why> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test waits for its own socket")]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn s19_a_frame_has_a_minute_and_a_connection_that_carries_nothing_ten_seconds() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bound");
+        let mut client = TcpStream::connect(listener.local_addr().expect("bound")).await.expect("connected");
+        let (tcp, remote) = listener.accept().await.expect("accepted");
+        let second = |n: u64| Instant::from_millis(n * 1_000);
+        let mut stream = Stream::new(StreamId(1), tcp, remote, true, false, second(0), &Arc::default());
+        assert_eq!(stream.overdue(second(5), || true), None);
+        assert_eq!(stream.overdue(second(6), || true), Some(Counter::ClosedSlowOpening));
+        let identity = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+        let key = rustls::pki_types::PrivatePkcs8KeyDer::from(identity.signing_key.serialize_der());
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions().expect("versions");
+        let config = config.with_no_client_auth().with_single_cert(vec![identity.cert.der().clone()], key.into()).expect("a key");
+        let config = Arc::new(config);
+        // A Binding request, and the beginning of ChannelData of a hundred bytes.
+        let binding = [0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12];
+        let mut read = async |stream: &mut Stream, bytes: &[u8]| {
+            use tokio::io::AsyncWriteExt;
+            client.write_all(bytes).await.expect("written");
+            let inbound = stream.inbound.len();
+            while stream.inbound.len() < inbound + bytes.len() {
+                stream.read_turn(&config);
+                tokio::task::yield_now().await;
+            }
+        };
+        read(&mut stream, &binding).await;
+        assert!(matches!(stream.next_frame(second(6), |frame| frame.len()), Ok(Some(20))));
+        assert!(matches!(stream.next_frame(second(6), |_| ()), Ok(None)));
+        assert_eq!((stream.overdue(second(10), || false), stream.overdue(second(11), || true)), (None, None));
+        assert_eq!(stream.overdue(second(11), || false), Some(Counter::ClosedUnused));
+        read(&mut stream, &[0x40, 0, 0, 100, 1]).await;
+        for at in [20, 79] {
+            assert!(matches!(stream.next_frame(second(at), |_| ()), Ok(None)));
+            assert_eq!(stream.overdue(second(80), || true), None);
+        }
+        assert_eq!(stream.overdue(second(81), || true), Some(Counter::ClosedSlowFrame));
+        read(&mut stream, &[1; 99]).await;
+        assert!(matches!(stream.next_frame(second(81), |frame| frame.len()), Ok(Some(104))));
+        assert_eq!(stream.overdue(second(200), || true), None, "it was whole in the end");
+    }
 }

@@ -69,6 +69,24 @@ impl ShardWire {
         self.shard.counters.clone()
     }
 
+    /// One datagram of somebody who is never heard of again; how long the answer is, if there is one.
+    pub fn passing(&mut self, from: SocketAddr, bytes: &[u8]) -> Option<usize> {
+        let carrier = Carrier::Udp { socket: TURN_SOCKET, local: SFU.ip(), remote: ClientAddr(from) };
+        let mut buf = self.shard.pool.take();
+        assert!(buf.fill(bytes));
+        self.shard.handle_datagram(self.now(), carrier, buf);
+        self.shard.wake(self.now());
+        drop(self.shard.take_effects());
+        let answer = self.shard.egress.datagrams().first().map(|datagram| self.shard.egress.bytes(datagram).len());
+        self.shard.egress.clear();
+        answer
+    }
+
+    /// When the shard wants to be woken next.
+    pub fn deadline(&mut self) -> Option<Instant> {
+        self.shard.deadline()
+    }
+
     fn now(&self) -> Now {
         Now { mono: Instant::from_millis(self.ms), wall: UnixTime::from_nanos((1_000_000_000 + self.ms) * 1_000_000) }
     }
