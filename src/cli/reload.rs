@@ -14,5 +14,5 @@ pub fn execute(args: &Args) -> Result<(), String> {
     let outcome = RuntimeDir::of(&args.config).reload()?;
     print!("{outcome}");
     let has_failed = outcome.lines().any(|line| line.starts_with("failed"));
-    if has_failed { Err("the running server kept some of its old settings".into()) } else { Ok(()) }
+    if has_failed { Err("not all of it took effect; the lines above say what".into()) } else { Ok(()) }
 }

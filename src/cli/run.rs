@@ -544,7 +544,7 @@ impl Plane {
             Err(error) => format!("failed, all stays as it was: {}\n", error.trim_end().replace('\n', "\n  ")),
         };
         for line in outcome.lines() {
-            tracing::info!("reload: {line}");
+            if line.starts_with("failed") { tracing::warn!("reload: {line}") } else { tracing::info!("reload: {line}") }
         }
         self.runtime_dir.tell_reloaded(&outcome);
     }
