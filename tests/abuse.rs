@@ -411,19 +411,22 @@ fn memory_has(server: &Server, needle: &[u8]) -> bool {
 #[test]
 fn s40_once_its_ports_are_open_the_server_may_nothing_that_it_does_not_need() {
     let server = Server::start(2);
-    let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
-    let mut names = Vec::new();
-    for task in tasks {
-        let status = std::fs::read_to_string(task.expect("a thread").path().join("status")).expect("readable");
-        let of = |key: &str| status.lines().find_map(|l| l.strip_prefix(key)).expect("a line").trim().to_owned();
+    let of = |status: &str, key: &str| status.lines().find_map(|l| l.strip_prefix(key)).expect("a line").trim().to_owned();
+    let threads = || -> Vec<String> {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", server.pid())).expect("a process");
+        tasks.map(|task| std::fs::read_to_string(task.expect("a thread").path().join("status")).expect("readable")).collect()
+    };
+    // A thread names itself when it first runs.
+    within(patient(), "all threads run", || {
+        let names: Vec<String> = threads().iter().map(|status| of(status, "Name:")).collect();
+        ["control", "postern", "worker-0", "worker-1"].iter().all(|name| names.iter().any(|n| n == name))
+    });
+    for status in threads() {
         for set in ["CapInh:", "CapPrm:", "CapEff:", "CapBnd:", "CapAmb:"] {
-            assert_eq!(of(set), "0000000000000000", "{set} of {}", of("Name:"));
+            assert_eq!(of(&status, set), "0000000000000000", "{set} of {status}");
         }
-        assert_eq!((of("NoNewPrivs:"), of("Seccomp:")), ("1".into(), "2".into()), "{}", of("Name:"));
-        names.push(of("Name:"));
+        assert_eq!((of(&status, "NoNewPrivs:"), of(&status, "Seccomp:")), ("1".into(), "2".into()), "{status}");
     }
-    names.sort();
-    assert!(["control", "postern", "worker-0", "worker-1"].iter().all(|name| names.iter().any(|n| n == name)), "{names:?}");
 }
 
 /// Runs in a network of its own, which goes with it.

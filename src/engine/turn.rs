@@ -92,6 +92,15 @@ pub struct Origin<'a> {
     pub server_name: Option<&'a str>,
 }
 
+/// A request that is believed.
+#[derive(Clone, Copy)]
+struct Asked<'a> {
+    now: Now,
+    from: Origin<'a>,
+    request: &'a Message<'a>,
+    user: &'a Authenticated<'a>,
+}
+
 /// Why a well-formed request was turned down. Every variant has one code on the wire.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
@@ -436,12 +445,13 @@ impl Turn {
             }
         };
         let unknown = unknown_attributes(request);
+        let asked = Asked { now, from, request, user: &user };
         let outcome = if unknown.is_empty() {
             match method {
-                Method::Allocate => self.allocate(now, from, request, &user, reply, out),
-                Method::Refresh => self.refresh(now.mono, from.carrier, request, &user, reply, out),
-                Method::CreatePermission => self.create_permission(now.mono, from.carrier, request, &user, reply, out),
-                Method::ChannelBind => self.channel_bind(now.mono, from.carrier, request, &user, reply, out),
+                Method::Allocate => self.allocate(&asked, reply, out),
+                Method::Refresh => self.refresh(&asked, reply, out),
+                Method::CreatePermission => self.create_permission(&asked, reply, out),
+                Method::ChannelBind => self.channel_bind(&asked, reply, out),
                 Method::Binding | Method::Send | Method::Data => Err(Refusal::BadRequest),
             }
         } else {
@@ -462,9 +472,9 @@ impl Turn {
     }
 
     /// The allocation of this 5-tuple, if it is this user's (RFC 8656 §5).
-    fn own(&mut self, carrier: Carrier, user: &Authenticated<'_>) -> Result<&mut Allocation, Refusal> {
-        let config = Arc::clone(&self.config);
-        let id = self.table.id_of(carrier).ok_or(Refusal::NoAllocation)?;
+    fn own(&mut self, asked: &Asked<'_>) -> Result<&mut Allocation, Refusal> {
+        let (user, config) = (asked.user, Arc::clone(&self.config));
+        let id = self.table.id_of(asked.from.carrier).ok_or(Refusal::NoAllocation)?;
         let allocation = self.table.get_mut(id).ok_or(Refusal::NoAllocation)?;
         let realm = allocation.realm.as_deref().unwrap_or(config.secrets.realm());
         if *allocation.username != *user.username() || realm != user.realm() {

@@ -1,7 +1,7 @@
 //! Allocate and Refresh (RFC 8656 §§7, 8): what a client is lent, and for how long.
 
-use super::{Effect, Origin, Refusal, Turn};
-use crate::base::id::{AllocationId, Carrier};
+use super::{Asked, Effect, Refusal, Turn};
+use crate::base::id::AllocationId;
 use crate::base::time::{Duration, Instant, Now, UnixTime};
 use crate::crypto;
 use crate::engine::relay_ports::{Holder, RESERVED_FOR, Wish};
@@ -20,15 +20,8 @@ const TOKEN_IPV6: u8 = 0x80;
 
 impl Turn {
     /// RFC 8656 §7.2, in its order.
-    pub(super) fn allocate(
-        &mut self,
-        now: Now,
-        from: Origin<'_>,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
+    pub(super) fn allocate(&mut self, asked: &Asked<'_>, reply: &mut Vec<u8>, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let Asked { now, from, request, user } = *asked;
         if let Some(known) = self.table.by_carrier(from.carrier) {
             if known.made_by != request.transaction_id() || *known.username != *user.username() {
                 return Err(Refusal::NoAllocation);
@@ -223,31 +216,24 @@ impl Turn {
     }
 
     /// RFC 8656 §8.2.
-    pub(super) fn refresh(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
+    pub(super) fn refresh(&mut self, asked: &Asked<'_>, reply: &mut Vec<u8>, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let (now, request, user) = (asked.now.mono, asked.request, asked.user);
         let lifetime_s = match request.get_u32(attr::LIFETIME) {
             Some(0) => 0,
             _ => self.granted_lifetime_s(request),
         };
-        let allocation = self.own(carrier, user)?;
-        let asked = match request.get(attr::REQUESTED_ADDRESS_FAMILY).map(|v| v.first()) {
+        let allocation = self.own(asked)?;
+        let family = match request.get(attr::REQUESTED_ADDRESS_FAMILY).map(|v| v.first()) {
             None => None,
             Some(Some(&FAMILY_IPV4)) => Some(Family::V4),
             Some(Some(&FAMILY_IPV6)) => Some(Family::V6),
             Some(_) => return Err(Refusal::FamilyMismatch),
         };
-        if asked.is_some_and(|family| !allocation.families.has(family)) {
+        if family.is_some_and(|family| !allocation.families.has(family)) {
             return Err(Refusal::FamilyMismatch);
         }
         let (id, is_dual) = (allocation.id, allocation.families.v4 && allocation.families.v6);
-        match (lifetime_s, asked) {
+        match (lifetime_s, family) {
             (0, Some(family)) if is_dual => {
                 allocation.drop_family(family);
                 out.push(Effect::CloseSocket { allocation: id, family });

@@ -1,13 +1,12 @@
 //! Permissions, channels, and what passes (RFC 8656 §§9 to 12): to the SFU, to other allocations, to peers, and back.
 
-use super::{Dress, Effect, Refusal, Turn, TurnConfig, TurnDrop, is_understood, participant_of, succeeded};
+use super::{Asked, Dress, Effect, Refusal, Turn, TurnConfig, TurnDrop, is_understood, participant_of, succeeded};
 use crate::base::id::{AllocationId, Carrier, PeerAddr, RelayedAddr};
 use crate::base::pace::Pace;
 use crate::base::time::{Duration, Instant};
 use crate::engine::peer_policy::{Peer, PeerPolicy, Target};
 use crate::engine::relay_ports::Holder;
 use crate::engine::relay_table::{Allocation, Family, Full, Socket};
-use crate::engine::turn_auth::{Authenticated, Signer};
 use crate::wire::stun::{Class, Message, Method, TransactionId, Writer, attr};
 use crate::wire::turn::channel_data;
 use std::net::IpAddr;
@@ -21,17 +20,9 @@ const WAITING_MAX: usize = 16;
 
 impl Turn {
     /// RFC 8656 §10.2: every peer counts, and one bad peer fails the whole request.
-    pub(super) fn create_permission(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let config = Arc::clone(&self.config);
-        let allocation = self.own(carrier, user)?;
+    pub(super) fn create_permission(&mut self, asked: &Asked<'_>, reply: &mut Vec<u8>, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let (now, request, config) = (asked.now.mono, asked.request, Arc::clone(&self.config));
+        let allocation = self.own(asked)?;
         let mut peers = Vec::new();
         for (_, value) in request.attributes().filter(|(kind, _)| *kind == attr::XOR_PEER_ADDRESS) {
             let ip = request.xor_address(value).ok_or(Refusal::BadRequest)?.ip();
@@ -50,22 +41,14 @@ impl Turn {
         }
         allocation.permit(now, &peers, config.permissions_max).map_err(|_| Refusal::TooManyPermissions)?;
         let id = allocation.id;
-        self.succeed(id, request, user.signer(), reply, out);
+        self.succeed(id, asked, reply, out);
         Ok(())
     }
 
     /// RFC 8656 §12.2.
-    pub(super) fn channel_bind(
-        &mut self,
-        now: Instant,
-        carrier: Carrier,
-        request: &Message<'_>,
-        user: &Authenticated<'_>,
-        reply: &mut Vec<u8>,
-        out: &mut Vec<Effect>,
-    ) -> Result<(), Refusal> {
-        let config = Arc::clone(&self.config);
-        let allocation = self.own(carrier, user)?;
+    pub(super) fn channel_bind(&mut self, asked: &Asked<'_>, reply: &mut Vec<u8>, out: &mut Vec<Effect>) -> Result<(), Refusal> {
+        let (now, request, config) = (asked.now.mono, asked.request, Arc::clone(&self.config));
+        let allocation = self.own(asked)?;
         let number = request.get(attr::CHANNEL_NUMBER).filter(|v| v.len() == 4).ok_or(Refusal::BadRequest)?;
         let number = u16::from_be_bytes([number[0], number[1]]);
         let peer = request.get(attr::XOR_PEER_ADDRESS).and_then(|v| request.xor_address(v)).ok_or(Refusal::BadRequest)?;
@@ -89,12 +72,13 @@ impl Turn {
             Full::Channels => Refusal::TooManyChannels,
         })?;
         let id = allocation.id;
-        self.succeed(id, request, user.signer(), reply, out);
+        self.succeed(id, asked, reply, out);
         Ok(())
     }
 
     /// Answers that what was asked for is granted: at once, or when the socket that it needs is there.
-    fn succeed(&mut self, id: AllocationId, request: &Message<'_>, signer: Signer, reply: &mut Vec<u8>, out: &mut Vec<Effect>) {
+    fn succeed(&mut self, id: AllocationId, asked: &Asked<'_>, reply: &mut Vec<u8>, out: &mut Vec<Effect>) {
+        let (request, signer) = (asked.request, asked.user.signer());
         self.open_sockets(id, out);
         let outside = self.table.get_mut(id).and_then(|a| a.outside.as_deref_mut());
         match outside.filter(|outside| outside.sockets.contains(&Socket::Opening)) {
