@@ -251,10 +251,12 @@ pub struct Limits {
     /// A join request after inflation.
     pub join_request_bytes: usize,
     pub tracks_per_participant: usize,
-    /// Connections of one worker, and those of one address that have not told what they are.
+    /// TCP connections of one worker.
     pub connections_per_worker: usize,
-    pub half_open_per_address: usize,
+    /// Of those, of one address; and its HTTP connections on all workers, until they become WebSockets.
     pub connections_per_address: usize,
+    /// Of those of one address on one worker, that have not told what they are.
+    pub half_open_per_address: usize,
     pub allocations_per_worker: usize,
     /// Allocations of one source address, all workers together; 0 is no limit.
     pub allocations_per_address: usize,
@@ -281,8 +283,8 @@ impl Default for Limits {
             join_request_bytes: 1024 * 1024,
             tracks_per_participant: 32,
             connections_per_worker: 8192,
-            half_open_per_address: 64,
             connections_per_address: 4096,
+            half_open_per_address: 64,
             allocations_per_worker: 65_536,
             allocations_per_address: 0,
             permissions_per_allocation: 64,
@@ -530,8 +532,8 @@ impl Config {
             ("limits.join_request_bytes", limits.join_request_bytes),
             ("limits.tracks_per_participant", limits.tracks_per_participant),
             ("limits.connections_per_worker", limits.connections_per_worker),
-            ("limits.half_open_per_address", limits.half_open_per_address),
             ("limits.connections_per_address", limits.connections_per_address),
+            ("limits.half_open_per_address", limits.half_open_per_address),
             ("limits.permissions_per_allocation", limits.permissions_per_allocation),
             ("limits.channels_per_allocation", limits.channels_per_allocation),
             ("limits.packet_buffers_per_worker", limits.packet_buffers_per_worker),

@@ -2,6 +2,7 @@
 
 pub mod buf;
 pub mod id;
+pub mod net;
 pub mod pace;
 pub mod rng;
 pub mod time;

@@ -2,6 +2,7 @@
 
 use super::addresses::Layout;
 use nix::ifaddrs::{InterfaceAddress, getifaddrs};
+use nix::sys::socket::SockaddrStorage;
 use postern::config::{Config, Peers, PublicAddress};
 use postern::engine::flood::Ration;
 use postern::engine::peer_policy::{Opens, PeerPolicy};
@@ -29,7 +30,8 @@ pub fn turn_config(
     layout: &Layout,
     plain_http: Option<SocketAddr>,
     workers: u8,
-) -> TurnConfig {
+) -> Result<TurnConfig, String> {
+    let here = interfaces()?;
     let (turn, limits) = (&config.turn, &config.limits);
     let networks = |texts: &[String]| texts.iter().filter_map(|text| text.parse().ok()).collect::<Vec<_>>();
     let opens = match &turn.peers {
@@ -41,13 +43,13 @@ pub fn turn_config(
     let listeners = layout.udp.iter().map(|(at, _)| at.port()).chain(layout.tcp.iter().map(|(at, _)| at.port()));
     let peers = PeerPolicy {
         sfu: sfu.to_vec(),
-        own: own_addresses(config),
-        broadcasts: broadcasts(),
+        own: own_addresses(config, &here),
+        broadcasts: broadcasts(&here),
         listeners: listeners.chain([config.admin.listen.port()]).chain(plain_http.map(|at| at.port())).collect(),
         relay_ports: Some(first_port..=last_port),
         ..PeerPolicy::new(opens, networks(&turn.denied_peers))
     };
-    TurnConfig {
+    Ok(TurnConfig {
         secrets,
         peers,
         relay_ports: first_port..=last_port,
@@ -69,7 +71,7 @@ pub fn turn_config(
         strict_expiry: turn.strict_expiry,
         alternates: turn.alternate_servers.clone(),
         workers,
-    }
+    })
 }
 
 fn ephemeral_ports() -> Option<RangeInclusive<u16>> {
@@ -78,13 +80,18 @@ fn ephemeral_ports() -> Option<RangeInclusive<u16>> {
     Some(first.parse().ok()?..=last.trim().parse().ok()?)
 }
 
+/// This host's interfaces. Without them nobody knows what to keep closed.
+fn interfaces() -> Result<Vec<InterfaceAddress>, String> {
+    getifaddrs().map(Iterator::collect).map_err(|e| format!("this host's addresses cannot be read: {e}"))
+}
+
 /// Every address that leads to this host: its interfaces', and those that a NAT maps to it.
-fn own_addresses(config: &Config) -> Vec<IpAddr> {
+fn own_addresses(config: &Config, here: &[InterfaceAddress]) -> Vec<IpAddr> {
     let mapped = config.network.public_addresses.iter().flat_map(|address| match address {
         PublicAddress::Own(ip) => vec![*ip],
         PublicAddress::Mapped { private, public } => vec![*private, *public],
     });
-    let interfaces = getifaddrs().into_iter().flatten().filter_map(|interface| {
+    let interfaces = here.iter().filter_map(|interface| {
         let address = interface.address?;
         let v4 = address.as_sockaddr_in().map(|a| IpAddr::V4(a.ip()));
         v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::V6(a.ip())))
@@ -96,15 +103,16 @@ fn own_addresses(config: &Config) -> Vec<IpAddr> {
     own
 }
 
-/// Where each network of this host's hears everybody: as it was set, or by its last address, which the kernel takes besides.
-fn broadcasts() -> Vec<IpAddr> {
-    let v4 = |address: Option<nix::sys::socket::SockaddrStorage>| Some(address?.as_sockaddr_in()?.ip());
-    let of = |interface: InterfaceAddress| {
-        let last = v4(interface.address).zip(v4(interface.netmask)).filter(|(_, mask)| mask.to_bits().count_zeros() > 1);
-        let last = last.map(|(ip, mask)| Ipv4Addr::from_bits(ip.to_bits() | !mask.to_bits()));
-        [v4(interface.broadcast), last].into_iter().flatten().map(IpAddr::V4)
+/// Where each network of this host's hears everybody: as it was set, by its last address, and by its first (Linux before 5.14).
+fn broadcasts(here: &[InterfaceAddress]) -> Vec<IpAddr> {
+    let v4 = |address: Option<SockaddrStorage>| Some(address?.as_sockaddr_in()?.ip());
+    let of = |interface: &InterfaceAddress| {
+        let network = v4(interface.address).zip(v4(interface.netmask)).filter(|(_, mask)| mask.to_bits().count_zeros() > 1);
+        let ends =
+            network.map(|(ip, mask)| (ip.to_bits(), mask.to_bits())).map(|(ip, mask)| [ip & mask, ip | !mask].map(Ipv4Addr::from_bits));
+        v4(interface.broadcast).into_iter().chain(ends.into_iter().flatten()).map(IpAddr::V4)
     };
-    getifaddrs().into_iter().flatten().flat_map(of).collect()
+    here.iter().flat_map(of).collect()
 }
 
 /// Where sockets of relays are bound, for relayed addresses that are not this host's own: behind a NAT.

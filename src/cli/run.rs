@@ -10,7 +10,7 @@ use super::sandbox;
 use arc_swap::ArcSwap;
 use postern::base::id::WorkerId;
 use postern::base::rng::Rng;
-use postern::config::{Config, LogFormat, Peers, TlsMode};
+use postern::config::{Config, LogFormat, TlsMode};
 use postern::control::admin::Admin;
 use postern::control::auth::Keys;
 use postern::control::certs::acme::Acme;
@@ -195,7 +195,10 @@ pub fn serve(given: Config, extras: Extras) -> Result<(), String> {
     let keys = Keys::new(&config.keys);
     let secrets = relay::secrets(config, &keys.master());
     let candidates = candidates(config, &addresses);
-    let turn = Arc::new(relay::turn_config(config, secrets.clone(), &candidates.udp, &layout, extras.plain_http, workers as u8));
+    // Listened to first: what changes from here on is heard of.
+    let address_changes = own_addresses::Changes::watch();
+    let turn = relay::turn_config(config, secrets.clone(), &candidates.udp, &layout, extras.plain_http, workers as u8)?;
+    let turn = Arc::new(turn);
     let relays_bound_to = relay::bound_to(config, &addresses);
     let udp_candidates = candidates.udp.clone();
     let clock = Clock::start();
@@ -265,8 +268,9 @@ pub fn serve(given: Config, extras: Extras) -> Result<(), String> {
         let (inboxes, master, udp, plain_http) = (inboxes.clone(), keys.master(), udp_candidates, extras.plain_http);
         Box::new(move |config: &Config| {
             let (secrets, layout) = (relay::secrets(config, &master), Layout::of(config));
-            let turn = Arc::new(relay::turn_config(config, secrets, &udp, &layout, plain_http, workers as u8));
+            let turn = Arc::new(relay::turn_config(config, secrets, &udp, &layout, plain_http, workers as u8)?);
             inboxes.iter().for_each(|inbox| inbox.command(Command::Relay(Arc::clone(&turn))));
+            Ok(())
         })
     };
     let running = Arc::new(Running {
@@ -293,7 +297,7 @@ pub fn serve(given: Config, extras: Extras) -> Result<(), String> {
         .map_err(|e| format!("control runtime: {e}"))?;
     // What a reload replaces is nowhere else.
     drop(given);
-    let outcome = runtime.block_on(plane.run(listeners, metrics, deliverer, visitors, reports));
+    let outcome = runtime.block_on(plane.run(listeners, address_changes, metrics, deliverer, visitors, reports));
     for inbox in &inboxes {
         inbox.stop();
     }
@@ -381,7 +385,7 @@ struct Listeners {
 impl Plane {
     /// Allocations that others than our own participants may need. A closed relay has none: they end with their participants.
     fn allocations(&self) -> u64 {
-        if self.running.config().turn.peers == Peers::Named("sfu-only".into()) {
+        if !self.running.is_relay_open() {
             return 0;
         }
         let of = |counter: Counter| self.counters.iter().map(|c| c.get(counter)).sum::<u64>();
@@ -391,6 +395,7 @@ impl Plane {
     async fn run(
         self,
         listeners: Listeners,
+        mut address_changes: nix::Result<own_addresses::Changes>,
         metrics: Metrics,
         deliverer: Option<webhook::Deliverer>,
         mut visitors: mpsc::Receiver<door::Visitor>,
@@ -442,10 +447,10 @@ impl Plane {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seconds: u64 = 0;
         let mut watch = Watch::default();
-        let mut addresses = own_addresses::Changes::watch();
-        if let Err(error) = &addresses {
+        if let Err(error) = &address_changes {
             tracing::warn!(%error, "changes of this host's addresses are not heard of: reload after one");
         }
+        let mut has_moved = false;
         // Until when calls may go on, once the server was told to end.
         let mut deadline: Option<Instant> = None;
         loop {
@@ -457,9 +462,9 @@ impl Plane {
                 now = tick.tick() => {
                     self.front.rooms().tick();
                     self.running.follow_files();
-                    if addresses.as_mut().is_ok_and(|changes| changes.came()) {
-                        self.running.readdress();
-                    }
+                    has_moved |= address_changes.as_mut().is_ok_and(|changes| changes.came());
+                    // Until it succeeds: with what is known the relay stays as closed as it was.
+                    has_moved = has_moved && !self.running.readdress();
                     self.front.forget_askers();
                     if seconds.is_multiple_of(A_DAY_S) {
                         self.running.report_certificate();

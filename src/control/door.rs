@@ -2,6 +2,7 @@
 //! development port. One stream type over tokio's TCP and rustls's own state machine, so that a TLS session that a worker
 //! has opened goes on here.
 
+use crate::base::net::source_of;
 use axum::Router;
 use axum::body::{Body, Bytes, HttpBody};
 use axum::extract::Request;
@@ -42,7 +43,8 @@ const KEEP_ALIVE: Duration = Duration::from_secs(20);
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);
 
-/// How many HTTP connections there may be, in all and of one address.
+/// How many HTTP connections there may be, in all and of one address. One that becomes a WebSocket has shown a token, and is a
+/// participant's.
 pub struct Places {
     all: usize,
     per_address: usize,
@@ -56,6 +58,7 @@ impl Places {
 
     /// One for a client at `ip`, if there is one left.
     pub fn take(self: &Arc<Self>, ip: IpAddr) -> Option<Place> {
+        let ip = source_of(ip);
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, by_address) = &mut *taken;
         let of_address = by_address.get(&ip).copied().unwrap_or(0);

@@ -4,7 +4,7 @@ use super::auth::Keys;
 use super::certs::Certificates;
 use super::metrics::Gauges;
 use super::signal::{Front, Policy};
-use crate::config::{Config, TlsMode, Turn};
+use crate::config::{Config, Peers, TlsMode, Turn};
 use arc_swap::ArcSwap;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,7 +16,7 @@ use tokio::sync::Notify;
 pub type SetLevel = Box<dyn Fn(&str) + Send + Sync>;
 
 /// Gives the workers the relay's settings.
-pub type SetRelay = Box<dyn Fn(&Config) + Send + Sync>;
+pub type SetRelay = Box<dyn Fn(&Config) -> Result<(), String> + Send + Sync>;
 
 /// What a running server is made of, as far as it changes.
 pub struct Running {
@@ -92,7 +92,9 @@ impl Running {
         self.front.by_identity.set(config.limits.joins_per_second_per_identity);
         self.front.rooms().reconfigure(&config.rooms, config.limits.tracks_per_participant);
         (self.set_level)(&config.log.level);
-        (self.set_relay)(&config);
+        if let Err(why) = (self.set_relay)(&config) {
+            outcome.failed.push(format!("the relay goes on as it was: {why}"));
+        }
         self.hurry.notify_one();
         drop(config);
         self.report_certificate();
@@ -104,9 +106,18 @@ impl Running {
         self.config.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// This host has other addresses than it had: what the relay keeps closed follows.
-    pub fn readdress(&self) {
-        (self.set_relay)(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
+    /// This host has other addresses than it had: what the relay keeps closed follows. Whether it could.
+    pub fn readdress(&self) -> bool {
+        let outcome = (self.set_relay)(&self.config.lock().unwrap_or_else(PoisonError::into_inner));
+        if let Err(error) = &outcome {
+            tracing::warn!(%error, "the relay does not know this host's new addresses yet");
+        }
+        outcome.is_ok()
+    }
+
+    /// Whether the relay talks to others than the SFU.
+    pub fn is_relay_open(&self) -> bool {
+        self.config.lock().unwrap_or_else(PoisonError::into_inner).turn.peers != Peers::Named("sfu-only".into())
     }
 
     /// Takes a certificate that was written anew by whoever renews it.

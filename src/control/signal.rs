@@ -7,6 +7,7 @@ use super::auth::{Claims, Denied};
 use super::door::Peer;
 use super::limits::Rate;
 use super::rooms::{Arrival, Caller, JoinError, Rooms, SIGNAL_QUEUE, Signal};
+use crate::base::net::source_of;
 use crate::config::Config;
 use arc_swap::ArcSwap;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
@@ -81,7 +82,7 @@ impl Front {
     /// Whether a refusal is to be logged.
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     pub fn notes(&self, peer: Option<&Peer>) -> bool {
-        peer.is_none_or(|peer| self.noted.admits(Instant::now(), peer.0.ip()))
+        peer.is_none_or(|peer| self.noted.admits(Instant::now(), source_of(peer.0.ip())))
     }
 
     pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
@@ -100,7 +101,7 @@ impl Front {
     /// Whether an address may ask once more.
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     pub fn admits_address(&self, ip: IpAddr) -> bool {
-        self.by_address.admits(Instant::now(), ip)
+        self.by_address.admits(Instant::now(), source_of(ip))
     }
 
     /// Addresses and names are not kept for longer than their limits need them.
@@ -395,13 +396,12 @@ async fn write(socket: &mut WebSocket, message: Message) -> bool {
 
 /// Writes what waits as one: a participant that comes is told five things at once.
 async fn write_all(socket: &mut WebSocket, messages: impl Iterator<Item = Message>) -> bool {
-    let all = async {
-        for message in messages {
-            socket.feed(message).await?;
+    for message in messages {
+        if !matches!(tokio::time::timeout(WRITE_WITHIN, socket.feed(message)).await, Ok(Ok(()))) {
+            return false;
         }
-        socket.flush().await
-    };
-    matches!(tokio::time::timeout(WRITE_WITHIN, all).await, Ok(Ok(())))
+    }
+    matches!(tokio::time::timeout(WRITE_WITHIN, socket.flush()).await, Ok(Ok(())))
 }
 
 /// How much a client has said in the current second.

@@ -309,7 +309,10 @@ impl Secrets {
             };
             Signer { key, with_sha256 }
         };
-        let has_expired = || std::str::from_utf8(username).ok().and_then(expiry_of).is_some_and(|expiry| expiry < wall.as_secs());
+        // A participant's end with its stay.
+        let may_expire = participant_of(username).is_none() || realm_text != self.realm;
+        let has_expired =
+            || may_expire && std::str::from_utf8(username).ok().and_then(expiry_of).is_some_and(|expiry| expiry < wall.as_secs());
         let is_same = |known: &Known<'_>| known.username == username && known.realm == realm_text;
         if let Some(known) = known.filter(|known| is_same(known) && !(must_be_current && has_expired())) {
             let signer = Signer { key: known.key, with_sha256 };

@@ -12,6 +12,7 @@ pub use inbox::Inbox;
 pub use stream::Visitor;
 
 use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr, SocketId, StreamId, WorkerId};
+use crate::base::net::source_of;
 use crate::base::time::{Duration, Instant};
 use crate::engine::relay_table::Family;
 use crate::engine::turn::Icmp;
@@ -49,6 +50,8 @@ const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 /// How often openings and unused connections are looked over.
 const SWEEP: Duration = Duration::from_secs(1);
 const BACKLOG: i32 = 1024;
+/// Errors of accept(2) that say that this process, or the host, can open nothing more.
+const NO_FILES: [i32; 4] = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
 
 /// What a TCP port speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -190,6 +193,8 @@ struct Worker {
     plaintext: Vec<u8>,
     sleep: Pin<Box<Sleep>>,
     sweep_due: Instant,
+    /// When connections are accepted again, out of descriptors.
+    accept_due: Instant,
     /// When something that repeats is worth a line again.
     note_due: Instant,
 }
@@ -228,6 +233,7 @@ impl Worker {
             plaintext: Vec::new(),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sweep_due: setup.clock.now().mono + SWEEP,
+            accept_due: setup.clock.now().mono,
             note_due: setup.clock.now().mono,
             shard,
         })
@@ -338,17 +344,28 @@ impl Worker {
 
     fn accept_turn(&mut self, cx: &mut Context<'_>) -> bool {
         let mut busy = false;
+        let now = self.clock.now().mono;
+        if self.accept_due > now {
+            return false;
+        }
         for (listener, role) in &self.listeners {
             let Poll::Ready(accepted) = listener.poll_accept(cx) else { continue };
-            // Out of descriptors: what waits stays in the backlog until some are free.
-            let Ok((tcp, remote)) = accepted else {
-                self.shard.counters.count(Counter::RefusedNoFiles);
-                continue;
-            };
             busy = true;
+            let (tcp, remote) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) if error.raw_os_error().is_some_and(|code| NO_FILES.contains(&code)) => {
+                    // What waits stays in the backlog until some are free.
+                    self.shard.counters.count(Counter::RefusedNoFiles);
+                    self.accept_due = now + SWEEP;
+                    break;
+                }
+                // It was gone before it was accepted.
+                Err(_) => continue,
+            };
             let is_trusted = self.trusted_proxies.iter().any(|net| net.contains(&remote.ip()));
-            let half_open = self.half_open.get(&remote.ip()).copied().unwrap_or(0);
-            let of_address = || self.streams.values().filter(|stream| stream.neighbour.ip() == remote.ip()).count();
+            let source = source_of(remote.ip());
+            let half_open = self.half_open.get(&source).copied().unwrap_or(0);
+            let of_address = || self.streams.values().filter(|stream| source_of(stream.neighbour.ip()) == source).count();
             let per_address = self.connections_per_address_max;
             let refusal = match () {
                 () if self.streams.len() >= self.connections_max => Some(Counter::RefusedConnectionsFull),
@@ -361,10 +378,9 @@ impl Worker {
                 self.shard.counters.count(counter);
                 continue;
             }
-            self.half_open.insert(remote.ip(), half_open + 1);
+            self.half_open.insert(source, half_open + 1);
             self.streams_made += 1;
             let id = StreamId(u64::from(self.id.0) << 56 | self.streams_made);
-            let now = self.clock.now().mono;
             self.streams.insert(id, Stream::new(id, tcp, remote, *role == ListenerRole::Turn, is_trusted, now, &self.ready));
             self.ready_now.push(id);
         }
@@ -441,10 +457,11 @@ impl Worker {
     }
 
     fn opened(&mut self, ip: IpAddr) {
-        if let Some(count) = self.half_open.get_mut(&ip) {
+        let source = source_of(ip);
+        if let Some(count) = self.half_open.get_mut(&source) {
             *count -= 1;
             if *count == 0 {
-                self.half_open.remove(&ip);
+                self.half_open.remove(&source);
             }
         }
     }

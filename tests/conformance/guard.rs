@@ -1,5 +1,6 @@
 //! What strangers and users can do to the relay, by the numbers of the list of attacks (S…): on a shard, whose clock can be
-//! turned and whose clients may come from anywhere. Those that need sockets and time of the world are in `tests/relay.rs`.
+//! turned and whose clients may come from anywhere. Those that need sockets and time of the world are in
+//! `tests/abuse.rs` and `tests/relay.rs`.
 
 use super::lab::{ALICE, BOB, Client, Lab, REALM, Signed, Transport, set, sign};
 use super::shard::ShardWire;
@@ -198,6 +199,12 @@ fn s28_what_an_expired_name_has_opened_goes_on_or_ends_as_the_administrator_says
             assert_eq!(lab.permit(client, &[peer.address]), want);
             assert_eq!(lab.bind(client, 0x4000, peer.address), want);
         }
+        // A participant's name ends with its stay, whatever it says.
+        let minted = Secrets::new(REALM, b"master", &[], &HashMap::new()).mint("PA_x", 0, NOW_S + 150);
+        let guest = lab.client_at((minted.0.leak(), minted.1.leak()), at("198.51.100.10:1"));
+        assert_eq!(lab.allocate(&guest).code, 0);
+        lab.later(100);
+        assert_eq!(lab.refresh(&guest, 600).code, 0);
         let again = Client { user: carol.user, password: carol.password, ..lab.client(ALICE) };
         assert_eq!(lab.allocate(&again).code, 401, "nothing new in any case");
         lab.channel(&carol, 0x4000, b"until it ends");

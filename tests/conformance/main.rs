@@ -10,6 +10,7 @@ mod guard;
 mod lab;
 mod real;
 mod rows;
+#[allow(dead_code, reason = "each file of tests uses its part")]
 mod shard;
 
 use lab::{Lab, Transport};

@@ -68,6 +68,13 @@ test("it is configured, started by systemd, and carries a call", TEST, async () 
   assert.match(machine.sh("curl -sS http://127.0.0.1:7881/readyz"), /^ready$/m);
   const exposure = machine.sh("systemd-analyze security --no-pager postern.service").match(/Overall exposure level for postern.service: ([\d.]+)/);
   assert.ok(Number(exposure[1]) <= 2, exposure[0]);
+  // It has closed itself in: no right, a filter of its own besides systemd's, and nothing of that was refused.
+  const status = machine.sh(`cat /proc/${main()}/status`);
+  assert.match(status, /^CapEff:\s+0+$/m);
+  assert.match(status, /^CapPrm:\s+0+$/m);
+  assert.match(status, /^Seccomp:\s+2$/m);
+  const log = machine.sh("journalctl --no-pager -u postern.service");
+  assert.doesNotMatch(log, /could not be given up|could not be restricted|Landlock/);
 });
 
 test("a reload, and nobody in the call notices", TEST, async () => {
