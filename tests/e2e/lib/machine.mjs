@@ -28,7 +28,9 @@ export class Machine {
   }
 
   async boot() {
-    const args = ["-D", this.root, "-M", this.name, "--boot", "--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off"];
+    // A real machine lets its services close themselves in.
+    const landlock = "--system-call-filter=landlock_create_ruleset landlock_add_rule landlock_restrict_self";
+    const args = ["-D", this.root, "-M", this.name, "--boot", "--register=no", "--keep-unit", "--link-journal=no", "--resolv-conf=off", landlock];
     this.process = spawn("systemd-nspawn", [...args, `--network-namespace-path=/run/netns/${this.lab.names.server}`], { stdio: ["ignore", "pipe", "pipe"] });
     this.said = "";
     for (const stream of [this.process.stdout, this.process.stderr]) stream.on("data", (text) => (this.said += text));
