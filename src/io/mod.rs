@@ -189,6 +189,8 @@ struct Worker {
     connections_per_address_max: usize,
     half_open_max: usize,
     batch: Batch,
+    /// Room for what a turn sends: a list for each socket, and one for relays.
+    lists: Vec<Vec<Transmit<'static>>>,
     received: Vec<Received>,
     plaintext: Vec<u8>,
     sleep: Pin<Box<Sleep>>,
@@ -207,6 +209,7 @@ impl Worker {
         Ok(Self {
             id: setup.id,
             clock: setup.clock,
+            lists: setup.sockets.udp.iter().map(|_| Vec::new()).chain([Vec::new()]).collect(),
             udp: setup.sockets.udp.into_iter().map(UdpSocket::register).collect::<io::Result<_>>()?,
             listeners: listeners.collect::<io::Result<_>>()?,
             streams: IdMap::default(),
@@ -640,9 +643,9 @@ impl Worker {
 
     fn send_datagrams(&mut self) {
         let (mut sent, mut refused) = (0, 0);
-        let mut shared: Vec<Vec<Transmit<'_>>> = self.udp.iter().map(|_| Vec::new()).collect();
+        let mut shared: Vec<Vec<Transmit<'_>>> = std::mem::take(&mut self.lists);
         // Through one relay, one after the other.
-        let mut relay: Vec<Transmit<'_>> = Vec::new();
+        let mut relay: Vec<Transmit<'_>> = shared.pop().unwrap_or_default();
         let mut relay_of = None;
         for run in self.shard.egress.runs() {
             let (local, outlet) = match run.outlet {
@@ -667,9 +670,17 @@ impl Worker {
         for (socket, messages) in self.udp.iter_mut().zip(&shared) {
             refused += socket.send(&mut self.batch, messages);
         }
+        shared.push(relay);
+        self.lists = shared.into_iter().map(emptied).collect();
         self.shard.counters.add(Counter::MessagesOut, sent);
         self.shard.counters.add(Counter::DropSendFailed, refused as u64);
     }
+}
+
+/// The room of a list for the next one.
+fn emptied(mut list: Vec<Transmit<'_>>) -> Vec<Transmit<'static>> {
+    list.clear();
+    list.into_iter().map(|_| unreachable!("it is empty")).collect()
 }
 
 /// A relay's socket, how, and for which family.
@@ -679,4 +690,18 @@ fn flush_relay(relays: &mut Relays, batch: &mut Batch, of: Option<RelayOutlet>, 
     let refused = of.map_or(0, |(allocation, dont_fragment, _)| relays.send(allocation, dont_fragment, batch, messages));
     messages.clear();
     refused
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_room_of_a_list_is_kept() {
+        let bytes = [0; 4];
+        let message = Transmit { remote: SocketAddr::from((Ipv4Addr::LOCALHOST, 1)), local: ANY, bytes: &bytes, segment: None };
+        let mut list = Vec::with_capacity(100);
+        list.push(message);
+        assert_eq!(emptied(list).capacity(), 100);
+    }
 }
