@@ -19,7 +19,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 /// Pairs of windows of each row: ours, then the floor.
-pub const PAIRS: usize = 5;
+pub const PAIRS: usize = 9;
 pub const WINDOW: Duration = Duration::from_secs(1);
 /// Before a window, and behind it until what is under way has come.
 pub const SETTLE: Duration = Duration::from_millis(300);
@@ -274,7 +274,7 @@ pub fn join(_: &Context) -> Result<Vec<Row>, String> {
     let place = Place::loopback();
     let cast = Cast { joins_a_second: 200.0, ..Cast::new(300, 2, 0, SILENT) };
     let (mut joins, mut handshakes) = (Vec::new(), Vec::new());
-    for _ in 0..PAIRS {
+    for _ in 0..5 {
         let server = Server::start(place.server, 1)?;
         let report = Crowd::to(&place, &server, &cast)?.leave()?;
         let used = report.joining.and_then(|w| w.server).ok_or("no figures of joining")?;
@@ -402,12 +402,15 @@ pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
     let windows = |workers: usize| {
         let server = Server::start(place.server, workers)?;
         let crowd = Crowd::to(&place, &server, &cast)?;
-        let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
+        let windows = (0..PAIRS / 3).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
         let windows = windows.collect::<Result<Vec<f64>, String>>()?;
         sound(&crowd.leave()?)?;
         Ok::<_, String>(windows)
     };
-    let pairs: Vec<(f64, f64)> = windows(2)?.into_iter().zip(windows(1)?).collect();
+    let mut pairs: Vec<(f64, f64)> = Vec::new();
+    for _ in 0..3 {
+        pairs.extend(windows(2)?.into_iter().zip(windows(1)?));
+    }
     Ok(vec![Row::of_pairs("1 to 400 on two workers, to one", "us/packet", &pairs)])
 }
 
@@ -422,7 +425,7 @@ pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     let server = Server::start(place.server, 1)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
     let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
-    for _ in 0..3 {
+    for _ in 0..7 {
         floor.us_per_packet(WINDOW * 3)?;
         // Signalling tells everybody of everybody: that dies away first.
         let settles = WINDOW * 5;
