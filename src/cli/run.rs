@@ -55,7 +55,7 @@ const VISITORS: usize = 1024;
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 /// How long the workers may take to tell the last figures of those who were in calls.
 const LAST_FIGURES_WITHIN: Duration = Duration::from_millis(500);
-/// Threads that serve HTTP. A second one is woken for each message and mostly finds nothing to do: a third of all system calls.
+/// Threads that serve HTTP. A second one is woken for each message and mostly finds nothing to do: a tenth of all system calls.
 const CONTROL_THREADS: usize = 1;
 /// How often an old certificate is told of, seconds.
 const A_DAY_S: u64 = 86_400;
