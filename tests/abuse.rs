@@ -10,43 +10,24 @@ mod lab;
 #[path = "conformance/real.rs"]
 mod real;
 
-use common::{Server, patient, within};
+use common::{OPEN, Server, connect_from, patient, within};
 use lab::{ALICE, BOB, Client, Lab, Transport, set};
 use nix::sched::{CloneFlags, setns};
 use postern::wire::stun::{Class, Method, TransactionId, Writer, attr};
-use real::RealWire;
+use real::lab;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-const OPEN: &str = "peers = [\"127.0.0.0/8\", \"::1/128\"]\n";
-
-fn lab(server: &Server, transport: Transport) -> Lab {
-    Lab::on(RealWire::new(server, transport))
-}
-
 fn refusals(server: &Server, reason: &str) -> u64 {
     server.metric(&format!("postern_connection_refusals_total{{reason=\"{reason}\"}}"))
-}
-
-fn drops(server: &Server, reason: &str) -> u64 {
-    server.metric(&format!("postern_drops_total{{reason=\"{reason}\"}}"))
 }
 
 fn binding() -> Vec<u8> {
     let mut bytes = Vec::new();
     Writer::new(&mut bytes, Method::Binding, Class::Request, TransactionId([3; 12]));
     bytes
-}
-
-fn connect_from(ip: &str, to: SocketAddr) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddr::new(ip.parse().expect("an address"), 0).into()).expect("bound");
-    socket.connect(&to.into()).expect("connected");
-    let tcp = TcpStream::from(socket);
-    tcp.set_read_timeout(Some(patient())).expect("a timeout");
-    tcp
 }
 
 /// Whether the server answers on a connection; it may have been closed at once. Used for nothing, it ends after ten seconds.
@@ -201,33 +182,28 @@ fn s20_framing_that_is_lost_is_the_end_and_what_is_only_odd_is_not() {
         let (client, _) = lab.allocated();
         let peer = lab.peer("127.0.0.1");
         assert_eq!(lab.bind(&client, 0x4000, peer.address), 0);
-        let long = drops(&server, "packet_too_long");
+        let long = server.drops("packet_too_long");
         for len in [3_000, 65_535] {
             lab.channel(&client, 0x4000, &vec![7; len]);
         }
         lab.channel(&client, 0x4fff, b"unbound");
         lab.channel(&client, 0x4000, b"in step");
         assert_eq!(lab.peer_receive(peer).as_deref(), Some(&b"in step"[..]));
-        assert_eq!(drops(&server, "packet_too_long"), long + 2);
+        assert_eq!(server.drops("packet_too_long"), long + 2);
     }
     // Over UDP what no buffer holds has a name too.
     let mut lab = lab(&server, Transport::Udp);
     let (client, _) = lab.allocated();
-    let (long, received) = (drops(&server, "packet_too_long"), server.metric("postern_datagrams_received_total"));
+    let (long, received) = (server.drops("packet_too_long"), server.metric("postern_datagrams_received_total"));
     lab.send(&client, &[0x40; 3_000]);
     assert!(lab.is_silent(&client));
-    assert_eq!(drops(&server, "packet_too_long"), long + 1);
+    assert_eq!(server.drops("packet_too_long"), long + 1);
     assert_eq!(server.metric("postern_datagrams_received_total"), received + 2);
 }
 
 #[test]
 fn s21_whoever_does_not_read_costs_a_queue_and_nobody_else_notices() {
     let server = Server::open(1);
-    let status = |key: &str| {
-        let text = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a process");
-        let line = text.lines().find_map(|l| l.strip_prefix(key)).expect("a figure").trim().trim_end_matches(" kB").to_owned();
-        line.parse::<u64>().expect("a number") * 1024
-    };
     for transport in [Transport::Tcp, Transport::EdgeTls] {
         let (mut slow, mut other) = (lab(&server, transport), lab(&server, Transport::Udp));
         let (deaf, relayed) = slow.allocated();
@@ -236,10 +212,10 @@ fn s21_whoever_does_not_read_costs_a_queue_and_nobody_else_notices() {
         let (hearing, at) = other.allocated();
         let echo = other.peer("127.0.0.1");
         assert_eq!(other.permit(&hearing, &[echo.address]), 0);
-        let (before, dropped) = (status("VmRSS:"), drops(&server, "stream_queue_full"));
+        let (before, dropped) = (server.resident(), server.drops("stream_queue_full"));
         let start = Instant::now();
         // The other's answer paces it, and shows that it is served all the while.
-        while drops(&server, "stream_queue_full") - dropped < 20_000 {
+        while server.drops("stream_queue_full") - dropped < 20_000 {
             assert!(start.elapsed() < Duration::from_secs(60), "{transport:?}: nothing is dropped");
             for _ in 0..20 {
                 (0..50).for_each(|_| slow.peer_send(peer, relayed, &[7; 1_200]));
@@ -247,7 +223,7 @@ fn s21_whoever_does_not_read_costs_a_queue_and_nobody_else_notices() {
                 assert_eq!(other.data(&hearing).1, b"is it there?");
             }
         }
-        let grown = status("VmRSS:").saturating_sub(before);
+        let grown = server.resident().saturating_sub(before);
         assert!(grown < 4 << 20, "{transport:?}: it has grown by {grown} bytes");
     }
 }
@@ -307,8 +283,7 @@ fn s29_secrets_rotate_and_whoever_is_there_stays() {
     let file = server.state.join("postern.toml");
     let text = std::fs::read_to_string(&file).expect("the config");
     std::fs::write(&file, text.replace("\"new\", \"old\"", "\"newer\", \"new\"")).expect("written");
-    let reload = Command::new(env!("CARGO_BIN_EXE_postern")).args(["reload", "--config"]).arg(&file).status().expect("it runs");
-    assert!(reload.success());
+    server.command(&["reload"]);
     let allocates = |lab: &mut Lab, name: &str, secret: &str| {
         let client = lab.client(rest(name, secret));
         lab.allocate(&client).code
@@ -390,8 +365,7 @@ fn s36_what_the_memory_holds_stays_in_the_process() {
     let text = std::fs::read_to_string(&file).expect("the config");
     assert!(memory_has(&server, b"a-secret-that-is-to-be-forgotten"), "this test would see it");
     std::fs::write(&file, text.replace("a-secret-that-is-to-be-forgotten", "another")).expect("written");
-    let reload = Command::new(env!("CARGO_BIN_EXE_postern")).args(["reload", "--config"]).arg(&file).status().expect("it runs");
-    assert!(reload.success());
+    server.command(&["reload"]);
     within(Duration::from_secs(60), "the old secret is wiped", || {
         // Workers let go of the old settings in their next turn.
         assert_eq!(lab.refresh(&client, 600).code, 0);
@@ -480,10 +454,10 @@ fn s5_an_address_that_the_host_gets_later_is_closed_as_its_others_are_seen_by_ro
         let broadcast: SocketAddr = "11.3.0.255:9".parse().expect("an address");
         assert_eq!(lab.permit(&client, &[broadcast]), 403, "and its network hears nothing");
         // What was permitted before is not any more.
-        let before = drops(&server, "turn_no_permission");
+        let before = server.drops("turn_no_permission");
         lab.indicate(&client, later, b"x");
         assert!(lab.is_silent(&client));
-        assert_eq!(drops(&server, "turn_no_permission"), before + 1);
+        assert_eq!(server.drops("turn_no_permission"), before + 1);
         ip(&["addr", "del", "11.3.0.1/24", "dev", "own0"]);
         within(patient(), "it is gone", || lab.permit(&client, &[later]) == 0);
         let bob = lab.client(BOB);

@@ -18,7 +18,6 @@ use postern::engine::flood::Ration;
 use postern::shard::counters::Counter;
 use postern::sim::net::Net;
 use postern::sim::{Arrival, Way, World, check};
-use postern::wire::stun::{Class, Method, TransactionId, Writer, attr};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -89,14 +88,7 @@ fn s12_and_s13_a_million_strangers_leave_nothing_behind() {
     let mut wire = shard::ShardWire::with(lab::Transport::Udp, |config| {
         config.ration = Ration { per_network: 200, in_all: 50_000 };
     });
-    let transaction = TransactionId([9; 12]);
-    let (mut bare, mut forged) = (Vec::new(), Vec::new());
-    Writer::new(&mut bare, Method::Allocate, Class::Request, transaction).attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
-    Writer::new(&mut forged, Method::Allocate, Class::Request, transaction)
-        .attribute(attr::USERNAME, b"alice")
-        .attribute(attr::REALM, b"realm")
-        .attribute(attr::NONCE, b"obMatJos2gAAAAAAAAAAAAAA")
-        .integrity(|_| [7; 20]);
+    let [bare, forged] = lab::strangers_allocates();
     let mut dice = Rng::new(12);
     let counters = wire.counters();
     let rest = wire.deadline();

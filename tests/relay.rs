@@ -8,38 +8,13 @@ mod lab;
 #[path = "conformance/real.rs"]
 mod real;
 
-use common::{Server, patient, within};
-use lab::{ALICE, BOB, Client, Fill, Lab, Transport, parse, set};
+use common::{OPEN, Server, connect_from, patient, within};
+use lab::{ALICE, BOB, Client, Fill, Lab, Transport, parse, set, strangers_allocates};
 use postern::wire::framing::Framing;
 use postern::wire::stun::{Class, Method, TransactionId, Writer, attr};
-use real::RealWire;
+use real::lab;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
-use std::process::Command;
-
-const OPEN: &str = "peers = [\"127.0.0.0/8\", \"::1/128\"]\n";
-
-fn lab(server: &Server, transport: Transport) -> Lab {
-    Lab::on(RealWire::new(server, transport))
-}
-
-fn drops(server: &Server, reason: &str) -> u64 {
-    server.metric(&format!("postern_drops_total{{reason=\"{reason}\"}}"))
-}
-
-fn command(server: &Server, args: &[&str]) -> String {
-    let file = server.state.join("postern.toml");
-    let output = Command::new(env!("CARGO_BIN_EXE_postern")).args(args).arg("--config").arg(&file).output().expect("it runs");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).into_owned()
-}
-
-/// Resident memory, bytes.
-fn resident(server: &Server) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("a process");
-    let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a figure");
-    line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
-}
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Asks until the answer is another than success: what one worker was told, or did, reaches the others a moment later.
 fn refused(lab: &mut Lab, client: &Client) -> lab::Answer {
@@ -61,7 +36,7 @@ fn s38_while_it_drains_others_are_sent_on_and_what_is_there_lives() {
         let (client, _) = lab.allocated();
         let (late, peer) = (lab.client(BOB), lab.peer("127.0.0.1"));
         assert_eq!(lab.bind(&client, 0x4000, peer.address), 0);
-        command(&server, &["drain", "--within", "600"]);
+        server.command(&["drain", "--within", "600"]);
         let answer = refused(&mut lab, &late);
         assert_eq!(answer.code, code);
         if code == 300 {
@@ -147,16 +122,6 @@ fn s11_allocations_reach_each_other_when_both_permit_it_and_no_further() {
     assert!(server.metric("postern_relay_packets_total{way=\"between_allocations\"}") >= 24);
 }
 
-/// A connection that comes from this address of the host.
-fn connect_from(ip: &str, to: SocketAddr) -> TcpStream {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
-    socket.bind(&SocketAddr::new(ip.parse().expect("an address"), 0).into()).expect("bound");
-    socket.connect(&to.into()).expect("connected");
-    let tcp = TcpStream::from(socket);
-    tcp.set_read_timeout(Some(patient())).expect("a timeout");
-    tcp
-}
-
 fn mapped(stream: &mut (impl Read + Write)) -> Option<SocketAddr> {
     let mut bytes = Vec::new();
     Writer::new(&mut bytes, Method::Binding, Class::Request, TransactionId([3; 12]));
@@ -237,7 +202,7 @@ fn s29_a_reload_changes_who_may_come_and_drops_nobody() {
         .replace("alice = \"a\"", "carol = \"c\"")
         .replace("peers = [\"127.0.0.0/8\"", "denied_peers = [\"127.0.0.6/32\"]\npeers = [\"127.0.0.0/8\"");
     std::fs::write(&file, text).expect("written");
-    let said = command(&server, &["reload"]);
+    let said = server.command(&["reload"]);
     assert!(said.contains("turn.users") && said.contains("turn.denied_peers"), "{said}");
     let carol = lab.client(("carol", "c"));
     let again = lab.client(ALICE);
@@ -255,14 +220,7 @@ fn s12_to_s15_a_flood_and_a_hundred_thousand_allocations_leave_nothing_behind() 
     let server = Server::run(2, &format!("{OPEN}allocations_per_user = 100\n"));
     let mut lab = lab(&server, Transport::Udp);
     let clients: Vec<Client> = (0..50).map(|_| lab.client(ALICE)).collect();
-    let transaction = TransactionId([9; 12]);
-    let (mut bare, mut forged) = (Vec::new(), Vec::new());
-    Writer::new(&mut bare, Method::Allocate, Class::Request, transaction).attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
-    Writer::new(&mut forged, Method::Allocate, Class::Request, transaction)
-        .attribute(attr::USERNAME, b"alice")
-        .attribute(attr::REALM, b"realm")
-        .attribute(attr::NONCE, b"obMatJos2gAAAAAAAAAAAAAA")
-        .integrity(|_| [7; 20]);
+    let [bare, forged] = strangers_allocates();
     let comes: Fill<'_> = &|w| set(w.attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]));
     let goes: Fill<'_> = &|w| set(w.u32(attr::LIFETIME, 0));
     let mut cycles = |n: usize| {
@@ -287,9 +245,9 @@ fn s12_to_s15_a_flood_and_a_hundred_thousand_allocations_leave_nothing_behind() 
         }
     };
     cycles(200);
-    let before = resident(&server);
+    let before = server.resident();
     cycles(2_000);
-    let grown = resident(&server).saturating_sub(before);
+    let grown = server.resident().saturating_sub(before);
     assert!(grown < 1 << 20, "it has grown by {grown} bytes");
     let count = |event: &str| server.metric(&format!("postern_turn_allocations_total{{event=\"{event}\"}}"));
     assert_eq!((count("opened"), count("closed")), (110_000, 110_000));
@@ -344,14 +302,14 @@ fn s1_to_s7_a_closed_relay_reaches_the_sfu_and_nothing_else() {
     // The SFU's address at other ports: its admin listener, its relay, a service of the host.
     let service = lab.peer("127.0.0.1");
     assert_eq!(lab.permit(&client, &[server.media]), 0);
-    let before = drops(&server, "turn_peer_not_sfu");
+    let before = server.drops("turn_peer_not_sfu");
     for port in [server.admin.port(), server.turn.port(), server.edge.port() ^ 1, service.address.port()] {
         let peer = SocketAddr::new(server.media.ip(), port);
         assert_eq!(lab.bind(&client, 0x4001, peer), 403, "{peer}");
         lab.indicate(&client, peer, b"x");
     }
     assert!(lab.is_silent(&client));
-    assert_eq!(drops(&server, "turn_peer_not_sfu") - before, 4);
+    assert_eq!(server.drops("turn_peer_not_sfu") - before, 4);
     assert_eq!(lab.bind(&client, 0x4002, server.media), 0, "the SFU itself");
     assert_eq!(server.metric("postern_relay_packets_total{way=\"to_peer\"}"), 0);
 }
@@ -370,7 +328,7 @@ fn s17_quotas_of_an_address_and_of_bandwidth_are_kept() {
     (0..200).for_each(|_| lab.channel(&clients[0], 0x4000, &[7; 1_000]));
     assert!(lab.is_silent(&clients[0]));
     // Half a second's worth at once, and what came to it while they were sent.
-    let dropped = drops(&server, "turn_over_bandwidth");
+    let dropped = server.drops("turn_over_bandwidth");
     assert!((100..=150).contains(&dropped), "{dropped} of 200");
     // Another's allocation is not held up.
     assert_eq!(lab.bind(&clients[2], 0x4000, peer.address), 0);

@@ -196,7 +196,7 @@ struct Worker {
     sleep: Pin<Box<Sleep>>,
     sweep_due: Instant,
     /// When connections are accepted again, out of descriptors.
-    accept_due: Instant,
+    accept_due: Option<Instant>,
     /// When something that repeats is worth a line again.
     note_due: Instant,
 }
@@ -236,7 +236,7 @@ impl Worker {
             plaintext: Vec::new(),
             sleep: Box::pin(tokio::time::sleep(Duration::ZERO)),
             sweep_due: setup.clock.now().mono + SWEEP,
-            accept_due: setup.clock.now().mono,
+            accept_due: None,
             note_due: setup.clock.now().mono,
             shard,
         })
@@ -314,9 +314,10 @@ impl Worker {
         let counters = &self.shard.counters;
         counters.add(Counter::MessagesIn, std::mem::take(&mut self.batch.received));
         for (count, why) in [(&mut self.batch.too_long, Counter::DropTooLong), (&mut self.batch.unanswerable, Counter::DropNoSource)] {
-            let count = std::mem::take(count);
-            counters.add(Counter::DatagramsIn, count);
-            counters.add(why, count);
+            if *count > 0 {
+                counters.add(Counter::DatagramsIn, *count);
+                counters.add(why, std::mem::take(count));
+            }
         }
         busy
     }
@@ -347,10 +348,10 @@ impl Worker {
 
     fn accept_turn(&mut self, cx: &mut Context<'_>) -> bool {
         let mut busy = false;
-        let now = self.clock.now().mono;
-        if self.accept_due > now {
+        if self.accept_due.is_some_and(|due| due > self.clock.now().mono) {
             return false;
         }
+        self.accept_due = None;
         for (listener, role) in &self.listeners {
             let Poll::Ready(accepted) = listener.poll_accept(cx) else { continue };
             busy = true;
@@ -359,7 +360,7 @@ impl Worker {
                 Err(error) if error.raw_os_error().is_some_and(|code| NO_FILES.contains(&code)) => {
                     // What waits stays in the backlog until some are free.
                     self.shard.counters.count(Counter::RefusedNoFiles);
-                    self.accept_due = now + SWEEP;
+                    self.accept_due = Some(self.clock.now().mono + SWEEP);
                     break;
                 }
                 // It was gone before it was accepted.
@@ -384,6 +385,7 @@ impl Worker {
             self.half_open.insert(source, half_open + 1);
             self.streams_made += 1;
             let id = StreamId(u64::from(self.id.0) << 56 | self.streams_made);
+            let now = self.clock.now().mono;
             self.streams.insert(id, Stream::new(id, tcp, remote, *role == ListenerRole::Turn, is_trusted, now, &self.ready));
             self.ready_now.push(id);
         }

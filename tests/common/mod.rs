@@ -8,6 +8,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// Under `[turn]`: a relay that is open to this host.
+pub const OPEN: &str = "peers = [\"127.0.0.0/8\", \"::1/128\"]\n";
+
 static STARTED: AtomicU32 = AtomicU32::new(0);
 
 pub struct Server {
@@ -121,6 +124,26 @@ impl Server {
         line.trim().parse().expect("a number")
     }
 
+    /// Packets that were dropped for this reason.
+    pub fn drops(&self, reason: &str) -> u64 {
+        self.metric(&format!("postern_drops_total{{reason=\"{reason}\"}}"))
+    }
+
+    /// Runs a command of one that was started by [`Server::run`]; what it says.
+    pub fn command(&self, args: &[&str]) -> String {
+        let file = self.state.join("postern.toml");
+        let output = Command::new(env!("CARGO_BIN_EXE_postern")).args(args).arg("--config").arg(&file).output().expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Resident memory, bytes.
+    pub fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).expect("a process");
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:")).expect("a figure");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("a number") * 1024
+    }
+
     /// A TLS client that trusts the server's own authority.
     pub fn tls(&self, alpn: &[&[u8]]) -> rustls::StreamOwned<rustls::ClientConnection, TcpStream> {
         let name = "localhost".try_into().expect("a name");
@@ -149,6 +172,16 @@ impl Drop for Server {
         let _ = self.child.wait();
         let _ = std::fs::remove_dir_all(&self.state);
     }
+}
+
+/// A connection that comes from this address of the host.
+pub fn connect_from(ip: &str, to: SocketAddr) -> TcpStream {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket");
+    socket.bind(&SocketAddr::new(ip.parse().expect("an address"), 0).into()).expect("bound");
+    socket.connect(&to.into()).expect("connected");
+    let tcp = TcpStream::from(socket);
+    tcp.set_read_timeout(Some(patient())).expect("a timeout");
+    tcp
 }
 
 /// How long anything is waited for that must come.

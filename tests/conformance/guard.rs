@@ -259,7 +259,8 @@ fn s32_whoever_tries_passwords_is_slowed_down_and_its_neighbour_gets_in() {
         let mut answered = 0;
         for n in 0..1_000 {
             let client = Client { password: format!("guess {n}").leak(), ..guesser.clone() };
-            let bytes = lab.request(&client, Method::Allocate, lab_id(n), Signed::Sha1, &|_| {});
+            let id = lab.transaction();
+            let bytes = lab.request(&client, Method::Allocate, id, Signed::Sha1, &|_| {});
             lab.send(&client, &bytes);
             answered += usize::from(lab.receive(&client).is_some());
         }
@@ -273,10 +274,4 @@ fn s32_whoever_tries_passwords_is_slowed_down_and_its_neighbour_gets_in() {
         assert_eq!(lab.allocate(&wrong).code, 401, "the ration comes back");
         assert_eq!(lab.allocate(&guesser).code, 0, "and who finds its password gets in");
     }
-}
-
-fn lab_id(n: u32) -> postern::wire::stun::TransactionId {
-    let mut id = [0xa5; 12];
-    id[8..].copy_from_slice(&n.to_be_bytes());
-    postern::wire::stun::TransactionId(id)
 }

@@ -341,6 +341,19 @@ pub struct Peer {
     pub address: SocketAddr,
 }
 
+/// What floods are made of: an Allocate without credentials, and one with a nonce and a tag that are made up.
+pub fn strangers_allocates() -> [Vec<u8>; 2] {
+    let (mut bare, mut forged) = (Vec::new(), Vec::new());
+    let id = TransactionId([9; 12]);
+    Writer::new(&mut bare, Method::Allocate, Class::Request, id).attribute(attr::REQUESTED_TRANSPORT, &[17, 0, 0, 0]);
+    Writer::new(&mut forged, Method::Allocate, Class::Request, id)
+        .attribute(attr::USERNAME, b"alice")
+        .attribute(attr::REALM, b"realm")
+        .attribute(attr::NONCE, b"obMatJos2gAAAAAAAAAAAAAA")
+        .integrity(|_| [7; 20]);
+    [bare, forged]
+}
+
 /// Ends a chain of writer calls.
 pub fn set<T>(_: T) {}
 

@@ -45,7 +45,7 @@ fn on_a_shard_over_a_stream() {
 fn on_the_binary_over_udp_tcp_and_tls() {
     let server = common::Server::open(2);
     for transport in [Transport::Udp, Transport::Tcp, Transport::EdgeTcp, Transport::EdgeTls] {
-        run(transport, || Lab::on(real::RealWire::new(&server, transport)));
+        run(transport, || real::lab(&server, transport));
     }
     assert_eq!(server.metric("postern_sessions_total{event=\"panicked\"}"), 0);
     assert_eq!(server.metric("postern_drops_total{reason=\"session_panicked\"}"), 0);

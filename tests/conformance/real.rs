@@ -1,7 +1,7 @@
 //! The wire of the real binary: sockets on loopback.
 
 use super::common::{Server, patient};
-use super::lab::{Transport, Wire};
+use super::lab::{Lab, Transport, Wire};
 use postern::wire::framing::Framing;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
@@ -23,6 +23,11 @@ pub struct RealWire {
     /// Each with what was read and is no whole message yet.
     clients: Vec<(Link, Vec<u8>)>,
     peers: Vec<UdpSocket>,
+}
+
+/// Clients of a server over one transport.
+pub fn lab(server: &Server, transport: Transport) -> Lab {
+    Lab::on(RealWire::new(server, transport))
 }
 
 impl RealWire {

@@ -2,6 +2,7 @@
 
 use super::{Asked, Effect, Refusal, Turn};
 use crate::base::id::AllocationId;
+use crate::base::net::source_of;
 use crate::base::time::{Duration, Instant, Now, UnixTime};
 use crate::crypto;
 use crate::engine::relay_ports::{Holder, RESERVED_FOR, Wish};
@@ -118,10 +119,9 @@ impl Turn {
     }
 
     fn tallies(&self, user: &Authenticated<'_>, source: IpAddr) -> Tallies {
-        let source = match source {
+        let source = match source_of(source) {
             IpAddr::V4(ip) => ip.octets().to_vec(),
-            // Whoever has one address of a /64 has them all.
-            IpAddr::V6(ip) => ip.octets()[..8].to_vec(),
+            IpAddr::V6(ip) => ip.octets().to_vec(),
         };
         let secrets = &self.config.secrets;
         // Who is nobody by name is somebody by address.
