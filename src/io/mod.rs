@@ -179,6 +179,8 @@ struct Worker {
     undelivered: Vec<Undelivered>,
     inbox: Arc<Inbox>,
     outbox: Outbox,
+    /// It was told to end.
+    is_over: bool,
     rings: Vec<(WorkerId, Consumer<Freight>)>,
     freight: Vec<(WorkerId, Freight)>,
     tls: Arc<ServerConfig>,
@@ -222,6 +224,7 @@ impl Worker {
             undelivered: Vec::new(),
             inbox,
             outbox: Outbox::new(setup.id, setup.inboxes),
+            is_over: false,
             rings: Vec::new(),
             freight: Vec::new(),
             tls: setup.tls,
@@ -259,9 +262,12 @@ impl Worker {
             busy |= self.relay_turn();
             busy |= self.accept_turn(cx);
             busy |= self.stream_turn();
-            match self.mail_turn() {
-                Some(mail) => busy |= mail,
-                None => return Poll::Ready(()),
+            busy |= self.mail_turn();
+            if self.is_over {
+                self.effects_turn();
+                self.write_turn();
+                self.flush();
+                return Poll::Ready(());
             }
             busy |= self.send_turn();
             busy |= self.outbox.retry();
@@ -299,6 +305,7 @@ impl Worker {
                 continue;
             }
             busy = true;
+            self.mail_turn();
             let now = self.clock.now();
             let mut received = std::mem::take(&mut self.received);
             for (n, Received { remote, local, buf }) in received.drain(..).enumerate() {
@@ -333,6 +340,7 @@ impl Worker {
             }
             let (mut received, mut undelivered) = (std::mem::take(&mut self.received), std::mem::take(&mut self.undelivered));
             self.relays.read(name, &mut self.batch, &mut self.shard.pool, &mut received, &mut undelivered);
+            self.mail_turn();
             let now = self.clock.now();
             for Received { remote, buf, .. } in received.drain(..) {
                 self.shard.handle_relayed(now, name.0, PeerAddr(remote), buf);
@@ -433,8 +441,11 @@ impl Worker {
             }
             Turn::Http => return self.hand_over(id),
         }
+        self.mail_turn();
         self.frames(id);
         if self.shard.has_frames(id) {
+            // Other workers are told before whoever asked is answered.
+            self.effects_turn();
             self.write_stream(id);
         }
     }
@@ -490,8 +501,9 @@ impl Worker {
         }
     }
 
-    /// `None` when the worker is to end.
-    fn mail_turn(&mut self) -> Option<bool> {
+    /// What the control plane and other workers have sent. Looked at between reading from the network and acting on it: what came may
+    /// rest on an answer that another worker gave, which had told us before it answered.
+    fn mail_turn(&mut self) -> bool {
         let mut busy = false;
         let now = self.clock.now();
         // What others sent is taken out first: whatever it refers to was commanded before and is seen below.
@@ -505,12 +517,7 @@ impl Worker {
             for command in mail.commands {
                 self.shard.handle_command(now, command);
             }
-            if mail.stop {
-                self.effects_turn();
-                self.write_turn();
-                self.flush();
-                return None;
-            }
+            self.is_over |= mail.stop;
         }
         for (from, freight) in freight.drain(..) {
             busy = true;
@@ -520,7 +527,7 @@ impl Worker {
             }
         }
         self.freight = freight;
-        Some(busy)
+        busy
     }
 
     fn adopt(&mut self, moved: MovedStream) {
