@@ -177,6 +177,8 @@ pub struct Turn {
     pub hidden_usernames: bool,
     /// Credentials that expire are not even good for what they have opened: Refresh and the rest are refused too.
     pub strict_expiry: bool,
+    /// STUN Binding over TCP without TLS is answered; otherwise refused with 403.
+    pub binding_over_tcp: bool,
     pub allocations_per_user: usize,
     /// Channels up to 0x7FFE, as RFC 5766 had them, instead of 0x4FFF (RFC 8656 §12).
     pub older_channel_numbers: bool,
@@ -204,6 +206,7 @@ impl Default for Turn {
             realms: BTreeMap::new(),
             hidden_usernames: false,
             strict_expiry: false,
+            binding_over_tcp: true,
             allocations_per_user: 16,
             older_channel_numbers: false,
             alternate_servers: Vec::new(),

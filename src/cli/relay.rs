@@ -69,6 +69,7 @@ pub fn turn_config(
             in_all: limits.stun_answers_per_second.div_ceil(u64::from(workers.max(1))),
         },
         strict_expiry: turn.strict_expiry,
+        binding_over_tcp: turn.binding_over_tcp,
         alternates: turn.alternate_servers.clone(),
         workers,
     })

@@ -195,7 +195,7 @@ mod tests {
     use super::*;
 
     /// Keys that take effect at once; those that end with a dot stand for their section.
-    const LIVE: [&str; 32] = [
+    const LIVE: [&str; 33] = [
         "server.allowed_origins",
         "server.drain_deadline_s",
         "tls.cert_file",
@@ -222,6 +222,7 @@ mod tests {
         "turn.realms",
         "turn.hidden_usernames",
         "turn.strict_expiry",
+        "turn.binding_over_tcp",
         "turn.allocations_per_user",
         "turn.older_channel_numbers",
         "turn.alternate_servers",
@@ -239,7 +240,7 @@ mod tests {
         let text = |domain: &str, n: u32| {
             let is_two = n == 2;
             format!(
-                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\nallocations_per_worker = {n}\nallocations_per_address = {n}\npermissions_per_allocation = {n}\nchannels_per_allocation = {n}\nrelay_bytes_per_second_per_allocation = {n}\nrelay_bytes_per_second = {n}\nstun_answers_per_second_per_network = {n}\nstun_answers_per_second = {n}\n[turn]\nrealm = \"{domain}\"\npeers = [\"10.{n}.0.0/16\"]\ndenied_peers = [\"10.{n}.0.0/16\"]\nrelay_ports = [500{n}0, 60000]\nshared_secrets = [\"{domain}\"]\nusers = {{ u = \"{domain}\" }}\nhidden_usernames = {is_two}\nstrict_expiry = {is_two}\nolder_channel_numbers = {is_two}\nallocations_per_user = {n}\nalternate_servers = [\"192.0.2.{n}:3478\"]\nrealms = {{ \"r{n}\" = {{}} }}\n[admin]\ntoken = \"{n}-is-long-enough-for-it\"\n[audit]\nretention_days = {n}\n"
+                "[server]\ndomain = \"{domain}\"\nworkers = {n}\nallowed_origins = [\"https://{domain}\"]\ndrain_deadline_s = {n}\n[tls]\ncert_file = \"{domain}\"\nkey_file = \"{domain}\"\nstate_dir = \"{domain}\"\n[keys]\nk = \"{domain}\"\n[rooms]\nparticipants_max = {n}\n[limits]\njoins_per_second_per_address = {n}\njoins_per_second_per_identity = {n}\nmessage_bytes = {n}\njoin_request_bytes = {n}\ntracks_per_participant = {n}\nconnections_per_worker = {n}\nallocations_per_worker = {n}\nallocations_per_address = {n}\npermissions_per_allocation = {n}\nchannels_per_allocation = {n}\nrelay_bytes_per_second_per_allocation = {n}\nrelay_bytes_per_second = {n}\nstun_answers_per_second_per_network = {n}\nstun_answers_per_second = {n}\n[turn]\nrealm = \"{domain}\"\npeers = [\"10.{n}.0.0/16\"]\ndenied_peers = [\"10.{n}.0.0/16\"]\nrelay_ports = [500{n}0, 60000]\nshared_secrets = [\"{domain}\"]\nusers = {{ u = \"{domain}\" }}\nhidden_usernames = {is_two}\nstrict_expiry = {is_two}\nbinding_over_tcp = {is_two}\nolder_channel_numbers = {is_two}\nallocations_per_user = {n}\nalternate_servers = [\"192.0.2.{n}:3478\"]\nrealms = {{ \"r{n}\" = {{}} }}\n[admin]\ntoken = \"{n}-is-long-enough-for-it\"\n[audit]\nretention_days = {n}\n"
             )
         };
         let (old, new) =

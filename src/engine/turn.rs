@@ -53,6 +53,8 @@ pub struct TurnConfig {
     pub ration: Ration,
     /// Expired credentials are not even good for what they have opened.
     pub strict_expiry: bool,
+    /// Binding over TCP without TLS is answered.
+    pub binding_over_tcp: bool,
     /// Where clients are sent while this server drains (RFC 8489 §10).
     pub alternates: Vec<SocketAddr>,
     pub workers: u8,
@@ -77,6 +79,7 @@ impl TurnConfig {
             bytes_in_all: 0,
             ration: Ration { per_network: 0, in_all: 0 },
             strict_expiry: false,
+            binding_over_tcp: true,
             alternates: Vec::new(),
             workers,
         }
@@ -88,6 +91,7 @@ impl TurnConfig {
 pub struct Origin<'a> {
     pub carrier: Carrier,
     pub client: ClientAddr,
+    pub is_tls: bool,
     /// The name that a TLS client asked for.
     pub server_name: Option<&'a str>,
 }
@@ -109,6 +113,7 @@ pub enum Refusal {
     BadRequest,
     Unauthenticated,
     PeerForbidden,
+    BindingForbidden,
     UnknownAttribute,
     NoAllocation,
     StaleNonce,
@@ -135,7 +140,7 @@ impl Refusal {
             Self::TryAlternate(_) => 300,
             Self::BadRequest => 400,
             Self::Unauthenticated => 401,
-            Self::PeerForbidden => 403,
+            Self::PeerForbidden | Self::BindingForbidden => 403,
             Self::UnknownAttribute => 420,
             Self::NoAllocation => 437,
             Self::StaleNonce => 438,
@@ -381,7 +386,14 @@ impl Turn {
         match (message.class, message.method) {
             (Class::Request, Method::Binding) => {
                 self.may_answer(now.mono, from)?;
-                binding(from.client, &message, reply);
+                let is_plain_tcp = matches!(from.carrier, Carrier::Stream(_)) && !from.is_tls;
+                if is_plain_tcp && !self.config.binding_over_tcp {
+                    Writer::new(reply, Method::Binding, Class::Error, message.transaction_id())
+                        .error_code(Refusal::BindingForbidden.code());
+                    out.push(Effect::Refused(Refusal::BindingForbidden));
+                } else {
+                    binding(from.client, &message, reply);
+                }
                 Ok(())
             }
             (Class::Request, Method::Send | Method::Data) => Err(TurnDrop::UnknownMethod),

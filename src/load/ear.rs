@@ -18,7 +18,7 @@ pub struct Spread {
 }
 
 const FIRST_NS: f64 = 5_000.0;
-const STEP: f64 = 1.04;
+const STEP: f64 = 1.01;
 
 impl Spread {
     pub fn add(&mut self, time: Duration) {

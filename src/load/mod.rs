@@ -44,6 +44,7 @@ use crate::control::auth::Keys;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// What is to be simulated.
@@ -130,6 +131,8 @@ pub struct Watch {
     pub sent: AtomicU64,
     pub received: AtomicU64,
     pub failed: AtomicU64,
+    /// How long the packets took that came since whoever watches has emptied it.
+    latency: Mutex<Spread>,
     /// Nobody sends media while this is set.
     pub is_paused: AtomicBool,
     /// The run ends at once.
@@ -143,6 +146,14 @@ impl Watch {
 
     fn is_over(&self) -> bool {
         self.is_over.load(Ordering::Relaxed)
+    }
+
+    fn took(&self, time: Duration) {
+        self.latency.lock().unwrap_or_else(PoisonError::into_inner).add(time);
+    }
+
+    pub fn take_latency(&self) -> Spread {
+        std::mem::take(&mut *self.latency.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 

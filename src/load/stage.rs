@@ -609,6 +609,7 @@ impl Stage<'_> {
                 if let Some(took) = p.ear.heard(now, &header, &datagram[payload], index) {
                     self.report.latency.add(took);
                     self.report.latency_of_second.add(took);
+                    self.watch.took(took);
                 }
                 if p.ear.deadline() <= now {
                     self.wake(now, id);

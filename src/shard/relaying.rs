@@ -26,11 +26,12 @@ impl Shard {
     pub(super) fn turn_message(&mut self, now: Now, carrier: Carrier, client: ClientAddr, buf: &mut PacketBuf) -> Outcome {
         let mut effects = std::mem::take(&mut self.turn_effects);
         let mut reply = std::mem::take(&mut self.turn_reply);
-        let server_name = match carrier {
-            Carrier::Stream(stream) => self.streams.get(&stream).and_then(|s| s.server_name.as_deref()),
+        let stream = match carrier {
+            Carrier::Stream(stream) => self.streams.get(&stream),
             Carrier::Udp { .. } => None,
         };
-        let outcome = self.turn.handle(now, Origin { carrier, client, server_name }, buf, &mut reply, &mut effects);
+        let (is_tls, server_name) = stream.map_or((false, None), |s| (s.is_tls, s.server_name.as_deref()));
+        let outcome = self.turn.handle(now, Origin { carrier, client, is_tls, server_name }, buf, &mut reply, &mut effects);
         let has_answer = !reply.is_empty();
         if has_answer {
             self.answer(now, carrier, &reply);

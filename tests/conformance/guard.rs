@@ -2,7 +2,7 @@
 //! turned and whose clients may come from anywhere. Those that need sockets and time of the world are in
 //! `tests/abuse.rs` and `tests/relay.rs`.
 
-use super::lab::{ALICE, BOB, Client, Lab, REALM, Signed, Transport, set, sign};
+use super::lab::{ALICE, BOB, Client, Lab, REALM, Signed, Transport, check_form, set, sign};
 use super::shard::ShardWire;
 use base64::Engine as _;
 use postern::crypto::HmacSha1;
@@ -135,6 +135,20 @@ fn s25_a_flood_of_questions_is_rationed_by_network_and_whoever_has_shown_itself_
 }
 
 #[test]
+fn s25_binding_over_tcp_without_tls_is_refused_where_the_administrator_says_so() {
+    for (transport, is_refused) in [(Transport::Udp, false), (Transport::Tcp, true), (Transport::EdgeTls, false)] {
+        let (mut lab, counters) = lab(transport, |config| config.binding_over_tcp = false);
+        let client = lab.client(ALICE);
+        let mut bytes = Vec::new();
+        Writer::new(&mut bytes, Method::Binding, Class::Request, lab.transaction());
+        lab.send(&client, &bytes);
+        assert_eq!(lab.answer(&client).code, if is_refused { 403 } else { 0 }, "{transport:?}");
+        assert_eq!(counters.get(Counter::RefusedBinding), u64::from(is_refused));
+        assert_eq!(lab.allocate(&client).code, 0, "{transport:?}");
+    }
+}
+
+#[test]
 fn s26_an_expired_name_is_as_unknown_as_any_other() {
     let (mut lab, _) = lab(Transport::Udp, with_shared);
     let (late, unknown) = (rest(&format!("{}:late", NOW_S - 1)), ("nobody", "x"));
@@ -248,6 +262,38 @@ fn s31_an_allocation_is_its_owners_in_its_owners_realm() {
     }
     lab.channel(&client, 0x4000, b"untouched");
     assert_eq!(lab.peer_receive(peer).as_deref(), Some(&b"untouched"[..]));
+}
+
+/// Every answer of every row is looked at in the same way; these are the longest that there can be.
+#[test]
+fn s33_and_s34_the_longest_answers_tell_nothing_of_us_and_fit_into_any_path() {
+    let realm: &'static str = "r".repeat(127).leak();
+    let (mut lab, _) = lab(Transport::Udp, |config| {
+        let users = HashMap::from([ALICE, BOB].map(|(name, password)| (name.to_owned(), password.to_owned())));
+        config.secrets = Secrets::new(realm, b"master", &[], &users).with_realm("other", Realm::new("other", &[], &users, true));
+    });
+    let client = lab.client_in(realm, ALICE);
+    assert_eq!(lab.allocate(&client).code, 0);
+    let wide = |w: &mut Writer<'_>| (0..100).for_each(|n| set(w.attribute(0x7000 + n, b"odd")));
+    let mut longest = 0;
+    for method in [Method::Binding, Method::Allocate, Method::Refresh, Method::CreatePermission, Method::ChannelBind] {
+        for signed in [None, Some(Signed::Sha1), Some(Signed::Sha256)] {
+            let id = lab.transaction();
+            let bytes = match signed {
+                Some(signed) => lab.request(&client, method, id, signed, &wide),
+                None => {
+                    let mut bytes = Vec::new();
+                    wide(&mut Writer::new(&mut bytes, method, Class::Request, id));
+                    bytes
+                }
+            };
+            lab.send(&client, &bytes);
+            let answer = lab.receive(&client).expect("an answer");
+            check_form(&answer);
+            longest = longest.max(answer.len());
+        }
+    }
+    assert_eq!(longest, 20 + 8 + 132 + 28 + 12, "the challenge: header, code, realm, nonce, algorithms");
 }
 
 #[test]

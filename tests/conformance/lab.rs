@@ -357,11 +357,14 @@ pub fn strangers_allocates() -> [Vec<u8>; 2] {
 /// Ends a chain of writer calls.
 pub fn set<T>(_: T) {}
 
-/// What the server sends, whatever it is: S33 padding is zero and says nothing of us, S34 an answer fits into any path.
-fn check_form(bytes: &[u8]) {
-    const SOFTWARE: u16 = 0x8022;
+const SOFTWARE: u16 = 0x8022;
+/// Longest STUN message where the path's MTU is not known (RFC 8489 §6.1: 576 bytes with IPv4's and UDP's headers), bytes.
+pub const ANSWER_MAX: usize = 548;
+
+/// What the server sends, whatever it is: padding is zero and says nothing of us (S33), an answer fits into any path (S34).
+pub fn check_form(bytes: &[u8]) {
     let is_indication = bytes[0] & 1 == 0;
-    assert!(is_indication || bytes.len() <= 548, "{} bytes", bytes.len());
+    assert!(is_indication || bytes.len() <= ANSWER_MAX, "{} bytes", bytes.len());
     let mut rest = &bytes[20..];
     while let [kind_high, kind_low, len_high, len_low, ..] = *rest {
         let len = usize::from(u16::from_be_bytes([len_high, len_low]));

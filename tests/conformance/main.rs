@@ -51,6 +51,41 @@ fn on_the_binary_over_udp_tcp_and_tls() {
     assert_eq!(server.metric("postern_drops_total{reason=\"session_panicked\"}"), 0);
 }
 
+/// Every attack of the list (S1 to S40) has a test with its number: in the name of a row, or of a function here or in `src`.
+#[test]
+fn no_attack_is_forgotten() {
+    fn numbers(name: &str, mark: &str, found: &mut BTreeSet<u32>) {
+        let (mut last, mut is_range) = (0, false);
+        for word in name.split(|c: char| !c.is_ascii_alphanumeric()) {
+            if let Some(n) = word.strip_prefix(mark).and_then(|n| n.parse::<u32>().ok()) {
+                found.extend(if is_range { last } else { n }..=n);
+                last = n;
+            }
+            is_range = word == "to";
+        }
+    }
+    fn walk(folder: &std::path::Path, found: &mut BTreeSet<u32>) {
+        for entry in std::fs::read_dir(folder).expect("a readable folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|e| e == "rs") {
+                let text = std::fs::read_to_string(&path).expect("a readable file");
+                let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next());
+                names.for_each(|name| numbers(name, "s", found));
+            }
+        }
+    }
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = BTreeSet::new();
+    for folder in ["src", "tests"] {
+        walk(&root.join(folder), &mut found);
+    }
+    ROWS.iter().for_each(|(name, _)| numbers(name, "S", &mut found));
+    let missing: Vec<u32> = (1..=40).filter(|n| !found.contains(n)).collect();
+    assert!(missing.is_empty(), "no test bears the number of {missing:?}");
+}
+
 /// Every row of RFC 8489 and RFC 8656 that the relay has to do with is a test here or has a reason not to be.
 #[test]
 fn no_row_is_forgotten() {

@@ -13,7 +13,7 @@ use postern::engine::turn::TurnConfig;
 use postern::engine::turn_auth::Secrets;
 use postern::shard::counters::Counters;
 use postern::shard::egress::Outlet;
-use postern::shard::mail::{Effect, StreamRole};
+use postern::shard::mail::{Effect, ServerName, StreamRole};
 use postern::shard::{PortRole, Shard, ShardConfig};
 use postern::wire::framing::Framing;
 use std::collections::{HashMap, VecDeque};
@@ -149,7 +149,8 @@ impl Wire for ShardWire {
         let n = self.clients.len();
         let carrier = if self.transport.is_stream() {
             let stream = StreamId(n as u64 + 1);
-            self.shard.stream_opened(stream, StreamRole::Turn, address, None);
+            let tls = (self.transport == Transport::EdgeTls).then_some(ServerName(None));
+            self.shard.stream_opened(stream, StreamRole::Turn, address, tls);
             Carrier::Stream(stream)
         } else {
             Carrier::Udp { socket: TURN_SOCKET, local: SFU.ip(), remote: ClientAddr(address) }
