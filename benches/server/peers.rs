@@ -11,9 +11,12 @@ pub struct Coturn {
 }
 
 impl Coturn {
+    /// Beside our own server, with which it is measured in turns.
+    pub const PORT: u16 = TURN + 10;
+
     pub fn start() -> Result<Self, String> {
         let program = installed("turnserver").ok_or("coturn is not installed: apt-get install coturn")?;
-        let port = TURN.to_string();
+        let port = Self::PORT.to_string();
         let args = [
             "-n",
             "--no-cli",
@@ -37,7 +40,7 @@ impl Coturn {
             "stdout",
         ];
         let process = Process::start(&program, &args, "0", "coturn")?;
-        host::until(Duration::from_secs(20), "coturn listens", || TcpStream::connect(("127.0.0.1", TURN)).is_ok())
+        host::until(Duration::from_secs(20), "coturn listens", || TcpStream::connect(("127.0.0.1", Self::PORT)).is_ok())
             .map_err(|e| format!("{e}\n{}", process.log()))?;
         Ok(Self { process })
     }

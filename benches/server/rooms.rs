@@ -47,14 +47,13 @@ struct Cast {
     media: Sending,
     path: Path,
     joins_a_second: f64,
-    settles: Duration,
 }
 
 const SILENT: Sending = Sending { audio: false, layers: 0, bitrate_bps: 0, frames_per_second: 30 };
 
 impl Cast {
     fn new(rooms: u32, publishers: u32, subscribers: u32, media: Sending) -> Self {
-        Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0, settles: Duration::ZERO }
+        Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0 }
     }
 
     fn people(&self) -> u64 {
@@ -81,7 +80,7 @@ impl Crowd {
                 publishers: cast.publishers,
                 subscribers: cast.subscribers,
                 lasts: Duration::from_secs(3_600),
-                settles: cast.settles,
+                settles: Duration::ZERO,
                 joins_a_second: cast.joins_a_second,
                 prefix: format!("bench-{}-", cast.path.name()),
             },
@@ -130,6 +129,18 @@ impl Crowd {
         if packets == 0 { Err("no packets come through".into()) } else { Ok(cpu * 1e6 / packets as f64) }
     }
 
+    /// Lets the participants send for a while: how long packets took.
+    fn latency(&self) -> load::Spread {
+        self.watch.is_paused.store(false, Relaxed);
+        std::thread::sleep(SETTLE);
+        self.watch.take_latency();
+        std::thread::sleep(WINDOW);
+        let latency = self.watch.take_latency();
+        self.watch.is_paused.store(true, Relaxed);
+        std::thread::sleep(PAUSE);
+        latency
+    }
+
     fn received(&self) -> u64 {
         self.watch.received.load(Relaxed)
     }
@@ -159,7 +170,8 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     let server = Server::start(place.server, 1)?;
     let crowd = Crowd::to(&place, &server, &cast)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
-    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), || floor.us_per_packet(WINDOW))?;
+    let ours = || crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
+    let pairs = pairs(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
     sound(&report)?;
     let mut row = Row::of_pairs(fan_out_name(hearers, run), "us/packet", &pairs);
@@ -170,9 +182,21 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     Ok(vec![row])
 }
 
-/// Windows of both, in turns.
-fn pairs(ours: impl Fn() -> Result<f64, String>, floor: impl Fn() -> Result<f64, String>) -> Result<Vec<(f64, f64)>, String> {
-    (0..PAIRS).map(|_| Ok((ours()?, floor()?))).collect()
+/// Windows of both, in turns: so many that are good on both sides. A virtual machine that stands still for a moment loses packets;
+/// such a pair is told of and measured again, but a third of them says that the load is too much.
+pub fn pairs<T>(count: usize, ours: impl Fn() -> Result<T, String>, floor: impl Fn() -> Result<T, String>) -> Result<Vec<(T, T)>, String> {
+    let (mut pairs, mut bad) = (Vec::new(), 0);
+    while pairs.len() < count {
+        match ours().and_then(|ours| Ok((ours, floor()?))) {
+            Ok(pair) => pairs.push(pair),
+            Err(why) if bad < count / 3 => {
+                bad += 1;
+                println!("  one pair more: {why}");
+            }
+            Err(why) => return Err(why),
+        }
+    }
+    Ok(pairs)
 }
 
 /// A figure is of no use when somebody dropped out, or much of what it counts was lost on the way.
@@ -214,7 +238,7 @@ pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>
     floor.arrives.store(false, Relaxed);
     place.swing()?;
     let sent = || place.at_server(|| server.counter("postern_datagrams_sent_total ")).unwrap_or(0);
-    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
+    let pairs = pairs(PAIRS, || crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
     let heard = floor.received();
     floor.us_per_packet(PAUSE)?;
     if floor.received() > heard {
@@ -238,7 +262,8 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
     let picture = Source { every: Duration::from_secs(1) / FPS, run: RUN as usize, len: PAYLOAD as usize + AROUND };
     let sources = (0..PEOPLE).flat_map(|_| [voice, picture]).collect();
     let floor = Floor::start(&place, Work::FanOut { hearers: PEOPLE as usize - 1 }, sources)?;
-    let pairs = pairs(|| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()), || floor.us_per_packet(WINDOW))?;
+    let ours = || crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
+    let pairs = pairs(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
     sound(&report)?;
     let mut row = Row::of_pairs("50 all to all, sound and simulcast", "us/packet", &pairs);
@@ -260,7 +285,7 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     for path in [Path::TurnUdp, Path::TurnTcp, Path::TurnTls] {
         let crowd = Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() })?;
         let of = |c: &Crowd| c.us_per_packet(|| server.process.cpu_s(), || c.received());
-        let pairs = pairs(|| of(&crowd), || of(&direct))?;
+        let pairs = pairs(PAIRS, || of(&crowd), || of(&direct))?;
         let report = crowd.leave()?;
         sound(&report)?;
         rows.push(Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs));
@@ -274,7 +299,7 @@ pub fn join(_: &Context) -> Result<Vec<Row>, String> {
     let place = Place::loopback();
     let cast = Cast { joins_a_second: 200.0, ..Cast::new(300, 2, 0, SILENT) };
     let (mut joins, mut handshakes) = (Vec::new(), Vec::new());
-    for _ in 0..5 {
+    for _ in 0..PAIRS {
         let server = Server::start(place.server, 1)?;
         let report = Crowd::to(&place, &server, &cast)?.leave()?;
         let used = report.joining.and_then(|w| w.server).ok_or("no figures of joining")?;
@@ -300,7 +325,7 @@ fn arithmetic_s() -> Arithmetic {
     use aws_lc_rs::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey as Theirs, agree_ephemeral};
     use aws_lc_rs::rand::SystemRandom;
     use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
-    const TIMES: u32 = 300;
+    const TIMES: u32 = 2_000;
     let random = SystemRandom::new();
     let timed = |f: &dyn Fn()| {
         let before = own_cpu_s();
@@ -326,7 +351,7 @@ fn arithmetic_s() -> Arithmetic {
 
 /// Processor time of the server's half of a handshake, over a wire that loses nothing.
 fn handshake_s() -> Result<f64, String> {
-    const TIMES: u32 = 50;
+    const TIMES: u32 = 500;
     let anchor = Anchor::new(std::time::Instant::now());
     let (ours, theirs) = (Identity::generate()?, Identity::generate()?);
     let print = |of: &Identity| {
@@ -424,21 +449,17 @@ pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     let source = Source { every: Duration::from_secs(1) / FPS, run: 1, len: PAYLOAD as usize + AROUND };
     let server = Server::start(place.server, 1)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
-    let mut pairs: [Vec<(f64, f64)>; 3] = Default::default();
-    for _ in 0..7 {
-        floor.us_per_packet(WINDOW * 3)?;
-        // Signalling tells everybody of everybody: that dies away first.
-        let settles = WINDOW * 5;
-        let crowd = Crowd::to(&place, &server, &Cast { settles, ..Cast::new(1, 1, HEARERS, media) })?;
-        crowd.watch.is_paused.store(false, Relaxed);
-        std::thread::sleep(settles + WINDOW * 4);
-        let report = crowd.leave()?;
-        sound(&report)?;
-        for ((q, _), pairs) in QUANTILES.iter().zip(&mut pairs) {
-            let us = |spread: &postern::load::Spread| spread.quantile(*q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6);
-            pairs.push((us(&report.latency), us(&floor.latency())));
-        }
-    }
-    let rows = QUANTILES.iter().zip(&pairs);
-    Ok(rows.map(|((_, name), pairs)| Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", pairs)).collect())
+    // Signalling tells everybody of everybody: that dies away first.
+    let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
+    std::thread::sleep(WINDOW * 5);
+    // A tail swings more than a mean: more pairs than other rows have, none so long that the machine's own pauses fall into each.
+    let us = |spread: &load::Spread| QUANTILES.map(|(q, _)| spread.quantile(q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6));
+    let of_floor = || floor.us_per_packet(WINDOW).map(|_| us(&floor.latency()));
+    let pairs = pairs(PAIRS * 5, || Ok(us(&crowd.latency())), of_floor)?;
+    sound(&crowd.leave()?)?;
+    let row = |(at, (_, name)): (usize, &(f64, &str))| {
+        let pairs: Vec<(f64, f64)> = pairs.iter().map(|(ours, floor)| (ours[at], floor[at])).collect();
+        Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", &pairs)
+    };
+    Ok(QUANTILES.iter().enumerate().map(row).collect())
 }
