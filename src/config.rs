@@ -574,7 +574,9 @@ impl Config {
             let found = format!("{:?} is the name of the first realm", self.realm());
             return refuse("turn.realms", found, "put its secrets and users directly under [turn]");
         }
-        if let Some(bad) = self.turn.realms.keys().chain([&self.turn.realm]).find(|name| name.len() > 127 || name.contains(['"', ' '])) {
+        if let Some(bad) =
+            self.turn.realms.keys().map(String::as_str).chain([self.realm()]).find(|name| name.len() > 127 || name.contains(['"', ' ']))
+        {
             return refuse("turn.realms", format!("{bad:?}"), "a realm is at most 127 characters, without spaces and quotes");
         }
         if self.turn.realms.values().flat_map(|realm| realm.users.keys()).chain(self.turn.users.keys()).any(String::is_empty) {

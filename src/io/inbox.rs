@@ -85,7 +85,7 @@ impl Inbox {
     }
 
     pub fn take(&self) -> Option<Taken> {
-        if !self.has_slow.swap(false, SeqCst) {
+        if !self.has_slow.load(SeqCst) || !self.has_slow.swap(false, SeqCst) {
             return None;
         }
         let mut slow = self.slow.lock().unwrap_or_else(PoisonError::into_inner);

@@ -13,7 +13,7 @@ pub use stream::Visitor;
 
 use crate::base::id::{AllocationId, Carrier, ClientAddr, IdMap, PeerAddr, SocketId, StreamId, WorkerId};
 use crate::base::net::source_of;
-use crate::base::time::{Duration, Instant};
+use crate::base::time::{Duration, Instant, Now};
 use crate::engine::relay_table::Family;
 use crate::engine::turn::Icmp;
 use crate::shard::Shard;
@@ -262,7 +262,8 @@ impl Worker {
             busy |= self.relay_turn();
             busy |= self.accept_turn(cx);
             busy |= self.stream_turn();
-            busy |= self.mail_turn();
+            let now = self.clock.now();
+            busy |= self.mail_turn(now);
             if self.is_over {
                 self.effects_turn();
                 self.write_turn();
@@ -305,8 +306,7 @@ impl Worker {
                 continue;
             }
             busy = true;
-            self.mail_turn();
-            let now = self.clock.now();
+            let now = self.hear_news();
             let mut received = std::mem::take(&mut self.received);
             for (n, Received { remote, local, buf }) in received.drain(..).enumerate() {
                 if n > 0 && n % DATAGRAMS_MAX == 0 {
@@ -340,8 +340,7 @@ impl Worker {
             }
             let (mut received, mut undelivered) = (std::mem::take(&mut self.received), std::mem::take(&mut self.undelivered));
             self.relays.read(name, &mut self.batch, &mut self.shard.pool, &mut received, &mut undelivered);
-            self.mail_turn();
-            let now = self.clock.now();
+            let now = self.hear_news();
             for Received { remote, buf, .. } in received.drain(..) {
                 self.shard.handle_relayed(now, name.0, PeerAddr(remote), buf);
             }
@@ -441,8 +440,10 @@ impl Worker {
             }
             Turn::Http => return self.hand_over(id),
         }
-        self.mail_turn();
-        self.frames(id);
+        if self.shard.knows_stream(id) {
+            let now = self.hear_news();
+            self.frames(now, id);
+        }
         if self.shard.has_frames(id) {
             // Other workers are told before whoever asked is answered.
             self.effects_turn();
@@ -450,8 +451,7 @@ impl Worker {
         }
     }
 
-    fn frames(&mut self, id: StreamId) {
-        let now = self.clock.now();
+    fn frames(&mut self, now: Now, id: StreamId) {
         while self.shard.knows_stream(id) {
             let Some(stream) = self.streams.get_mut(&id) else { return };
             let mut buf = self.shard.pool.take();
@@ -501,43 +501,57 @@ impl Worker {
         }
     }
 
-    /// What the control plane and other workers have sent. Looked at between reading from the network and acting on it: what came may
-    /// rest on an answer that another worker gave, which had told us before it answered.
-    fn mail_turn(&mut self) -> bool {
-        let mut busy = false;
-        let now = self.clock.now();
-        // What others sent is taken out first: whatever it refers to was commanded before and is seen below.
-        let mut freight = std::mem::take(&mut self.freight);
-        for (from, ring) in &mut self.rings {
-            freight.extend(std::iter::from_fn(|| ring.pop().ok()).take(RING).map(|f| (*from, f)));
+    /// Between reading from the network and acting on it: what came may rest on an answer that another worker gave, which had told us
+    /// before it answered. The time at which both are acted on.
+    fn hear_news(&mut self) -> Now {
+        if self.shard.egress.is_full() {
+            // Media of others is in the news too.
+            self.send_turn();
         }
-        if let Some(mail) = self.inbox.take() {
+        let now = self.clock.now();
+        self.mail_turn(now);
+        now
+    }
+
+    /// What the control plane and other workers have sent.
+    fn mail_turn(&mut self, now: Now) -> bool {
+        let mut busy = false;
+        let mut freight = std::mem::take(&mut self.freight);
+        loop {
+            // What others sent is taken out first: whatever it refers to was commanded before and is seen below.
+            for (from, ring) in &mut self.rings {
+                freight.extend(std::iter::from_fn(|| ring.pop().ok()).take(RING).map(|f| (*from, f)));
+            }
+            let Some(mail) = self.inbox.take() else { break };
             busy = true;
+            let is_complete = mail.rings.is_empty();
             self.rings.extend(mail.rings);
             for command in mail.commands {
                 self.shard.handle_command(now, command);
             }
             self.is_over |= mail.stop;
+            if is_complete {
+                break;
+            }
         }
         for (from, freight) in freight.drain(..) {
             busy = true;
             match freight {
                 Freight::Parcel(parcel) => self.shard.handle_parcel(now, from, parcel),
-                Freight::Stream(moved) => self.adopt(*moved),
+                Freight::Stream(moved) => self.adopt(now, *moved),
             }
         }
         self.freight = freight;
         busy
     }
 
-    fn adopt(&mut self, moved: MovedStream) {
+    fn adopt(&mut self, now: Now, moved: MovedStream) {
         let MovedStream { id, stream, cargo } = moved;
-        let now = self.clock.now();
         self.shard.adopt_stream(now, id, cargo);
         match stream.register(id, &self.ready) {
             Ok(stream) => {
                 self.streams.insert(id, stream);
-                self.frames(id);
+                self.frames(now, id);
                 self.ready_now.push(id);
             }
             Err(_) => self.shard.stream_closed(now, id),

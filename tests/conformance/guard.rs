@@ -264,6 +264,32 @@ fn s31_an_allocation_is_its_owners_in_its_owners_realm() {
     assert_eq!(lab.peer_receive(peer).as_deref(), Some(&b"untouched"[..]));
 }
 
+#[test]
+fn s32_whoever_tries_passwords_is_slowed_down_and_its_neighbour_gets_in() {
+    for transport in [Transport::Udp, Transport::Tcp] {
+        let (mut lab, counters) = lab(transport, rationed);
+        let guesser = lab.client(ALICE);
+        let inside = lab.client(BOB);
+        let mut answered = 0;
+        for n in 0..1_000 {
+            let client = Client { password: format!("guess {n}").leak(), ..guesser.clone() };
+            let id = lab.transaction();
+            let bytes = lab.request(&client, Method::Allocate, id, Signed::Sha1, &|_| {});
+            lab.send(&client, &bytes);
+            answered += usize::from(lab.receive(&client).is_some());
+        }
+        assert_eq!((answered, counters.get(Counter::DropTurnGuessRationed)), (20, 980), "{transport:?}");
+        // Behind the same address: one that knows its nonce, and one that has to be challenged first.
+        assert_eq!(lab.allocate(&inside).code, 0);
+        let newcomer = lab.client(BOB);
+        assert_eq!(lab.allocate(&newcomer).code, 0);
+        lab.later(1);
+        let wrong = Client { password: "once more", ..guesser.clone() };
+        assert_eq!(lab.allocate(&wrong).code, 401, "the ration comes back");
+        assert_eq!(lab.allocate(&guesser).code, 0, "and who finds its password gets in");
+    }
+}
+
 /// Every answer of every row is looked at in the same way; these are the longest that there can be.
 #[test]
 fn s33_and_s34_the_longest_answers_tell_nothing_of_us_and_fit_into_any_path() {
@@ -294,30 +320,4 @@ fn s33_and_s34_the_longest_answers_tell_nothing_of_us_and_fit_into_any_path() {
         }
     }
     assert_eq!(longest, 20 + 8 + 132 + 28 + 12, "the challenge: header, code, realm, nonce, algorithms");
-}
-
-#[test]
-fn s32_whoever_tries_passwords_is_slowed_down_and_its_neighbour_gets_in() {
-    for transport in [Transport::Udp, Transport::Tcp] {
-        let (mut lab, counters) = lab(transport, rationed);
-        let guesser = lab.client(ALICE);
-        let inside = lab.client(BOB);
-        let mut answered = 0;
-        for n in 0..1_000 {
-            let client = Client { password: format!("guess {n}").leak(), ..guesser.clone() };
-            let id = lab.transaction();
-            let bytes = lab.request(&client, Method::Allocate, id, Signed::Sha1, &|_| {});
-            lab.send(&client, &bytes);
-            answered += usize::from(lab.receive(&client).is_some());
-        }
-        assert_eq!((answered, counters.get(Counter::DropTurnGuessRationed)), (20, 980), "{transport:?}");
-        // Behind the same address: one that knows its nonce, and one that has to be challenged first.
-        assert_eq!(lab.allocate(&inside).code, 0);
-        let newcomer = lab.client(BOB);
-        assert_eq!(lab.allocate(&newcomer).code, 0);
-        lab.later(1);
-        let wrong = Client { password: "once more", ..guesser.clone() };
-        assert_eq!(lab.allocate(&wrong).code, 401, "the ration comes back");
-        assert_eq!(lab.allocate(&guesser).code, 0, "and who finds its password gets in");
-    }
 }

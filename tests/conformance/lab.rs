@@ -359,7 +359,7 @@ pub fn set<T>(_: T) {}
 
 const SOFTWARE: u16 = 0x8022;
 /// Longest STUN message where the path's MTU is not known (RFC 8489 §6.1: 576 bytes with IPv4's and UDP's headers), bytes.
-pub const ANSWER_MAX: usize = 548;
+const ANSWER_MAX: usize = 548;
 
 /// What the server sends, whatever it is: padding is zero and says nothing of us (S33), an answer fits into any path (S34).
 pub fn check_form(bytes: &[u8]) {

@@ -51,17 +51,29 @@ fn on_the_binary_over_udp_tcp_and_tls() {
     assert_eq!(server.metric("postern_drops_total{reason=\"session_panicked\"}"), 0);
 }
 
-/// Every attack of the list (S1 to S40) has a test with its number: in the name of a row, or of a function here or in `src`.
+/// Every attack of the list (S1 to S40) has a test with its number: a row, or a test function in `tests` or `src`.
 #[test]
 fn no_attack_is_forgotten() {
+    /// `s12_to_s15` and `s30_and_s35`; rows have `S9`.
     fn numbers(name: &str, mark: &str, found: &mut BTreeSet<u32>) {
-        let (mut last, mut is_range) = (0, false);
+        let (mut last, mut is_range) = (None, false);
         for word in name.split(|c: char| !c.is_ascii_alphanumeric()) {
             if let Some(n) = word.strip_prefix(mark).and_then(|n| n.parse::<u32>().ok()) {
-                found.extend(if is_range { last } else { n }..=n);
-                last = n;
+                found.extend(last.filter(|_| is_range).unwrap_or(n)..=n);
+                last = Some(n);
             }
             is_range = word == "to";
+        }
+    }
+    fn tests_of(text: &str, found: &mut BTreeSet<u32>) {
+        let mut is_test = false;
+        for line in text.lines().map(str::trim_start) {
+            is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+            if let Some(name) = line.trim_start_matches("async ").strip_prefix("fn ").and_then(|rest| rest.split('(').next()) {
+                if std::mem::take(&mut is_test) {
+                    numbers(name, "s", found);
+                }
+            }
         }
     }
     fn walk(folder: &std::path::Path, found: &mut BTreeSet<u32>) {
@@ -70,9 +82,7 @@ fn no_attack_is_forgotten() {
             if path.is_dir() {
                 walk(&path, found);
             } else if path.extension().is_some_and(|e| e == "rs") {
-                let text = std::fs::read_to_string(&path).expect("a readable file");
-                let names = text.lines().filter_map(|line| line.trim_start().strip_prefix("fn ")?.split('(').next());
-                names.for_each(|name| numbers(name, "s", found));
+                tests_of(&std::fs::read_to_string(&path).expect("a readable file"), found);
             }
         }
     }
