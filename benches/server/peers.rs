@@ -34,6 +34,11 @@ impl Coturn {
             "-m",
             "1",
             "--allow-loopback-peers",
+            // As ours: below those that its users' sockets have.
+            "--min-port",
+            "26001",
+            "--max-port",
+            "32700",
             "--pidfile",
             "pid",
             "--log-file",

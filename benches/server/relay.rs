@@ -5,7 +5,7 @@ use super::floor::{Floor, Source, Work};
 use super::host::{anonymous_bytes, median, pin, until};
 use super::net::Place;
 use super::peers::Coturn;
-use super::rooms::{PAIRS, PAUSE, SETTLE, WINDOW, pairs};
+use super::rooms::{PAIRS, PAUSE, SETTLE, WINDOW, in_turns};
 use super::server::{Process, SECRET, Server, TURN};
 use super::summary::Row;
 use postern::load::{Direction, Login, RelayPlan, RelayReport, TurnPeer, Watch, run_relay};
@@ -17,13 +17,20 @@ use std::time::Duration;
 /// Payload of each packet, and of what the floor is fed with, bytes.
 const PAYLOAD: usize = 1_200;
 const ALLOCATIONS: u32 = 32;
-/// Packets a second, one of them: the first at which nobody loses packets, coturn (if it is measured) and the floor among them.
+/// Packets a second, one of them: the first at which hardly any are lost, by the floor and coturn (if it is measured) too.
 const RATES: [u32; 4] = [150_000, 120_000, 90_000, 60_000];
 
 /// Users of a relay in a thread on core 1, who send nothing while they are not asked.
 struct Users {
     watch: Arc<Watch>,
-    thread: JoinHandle<Result<RelayReport, String>>,
+    /// Until they have left.
+    thread: Option<JoinHandle<Result<RelayReport, String>>>,
+}
+
+impl Drop for Users {
+    fn drop(&mut self) {
+        let _ = self.go();
+    }
 }
 
 impl Users {
@@ -36,9 +43,11 @@ impl Users {
             pin(1)?;
             run_relay(&plan, &theirs, &mut |_| {})
         });
-        let users = Self { watch, thread };
+        let users = Self { watch, thread: Some(thread) };
         let came = until(within, "every allocation is made", || {
-            users.watch.live.load(Relaxed) == allocations || users.watch.failed.load(Relaxed) > 0 || users.thread.is_finished()
+            users.watch.live.load(Relaxed) == allocations
+                || users.watch.failed.load(Relaxed) > 0
+                || users.thread.as_ref().is_some_and(JoinHandle::is_finished)
         });
         let failed = users.watch.failed.load(Relaxed);
         if let Err(why) = came.and_then(|()| if failed > 0 { Err(format!("{failed} allocations failed")) } else { Ok(()) }) {
@@ -60,9 +69,14 @@ impl Users {
         if packets == 0 { Err("nothing comes through the relay".into()) } else { Ok(cpu * 1e6 / packets as f64) }
     }
 
-    fn leave(self) -> Result<RelayReport, String> {
+    fn leave(mut self) -> Result<RelayReport, String> {
+        self.go()
+    }
+
+    fn go(&mut self) -> Result<RelayReport, String> {
         self.watch.is_over.store(true, Relaxed);
-        self.thread.join().map_err(|_| "the users' thread panicked".to_owned())?
+        let thread = self.thread.take().ok_or("they have left")?;
+        thread.join().map_err(|_| "the users' thread panicked".to_owned())?
     }
 }
 
@@ -93,14 +107,13 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
     let mut rows = Vec::new();
     for direction in [Direction::Up, Direction::Down] {
         for run in [1, 4] {
-            let mut rates = RATES.iter();
-            rows.push(loop {
-                let rate = *rates.next().ok_or("even the lowest rate is too much for this machine")?;
-                match udp_at(context, direction, run, rate) {
-                    Ok(row) => break row,
-                    Err(why) => println!("  not at {rate} packets a second: {why}"),
-                }
+            let mut failed = Vec::new();
+            let row = RATES.iter().find_map(|rate| {
+                let row = udp_at(context, direction, run, *rate);
+                row.map_err(|why| failed.push(format!("at {rate} packets a second: {why}"))).ok()
             });
+            failed.iter().for_each(|why| eprintln!("  not {why}"));
+            rows.push(row.ok_or_else(|| failed.join("; "))?);
         }
     }
     Ok(rows)
@@ -119,18 +132,19 @@ fn udp_at(context: &Context, direction: Direction, run: u32, rate: u32) -> Resul
         let peer = coturn.as_ref().zip(its_users.as_ref()).map(|(coturn, users)| users.us_per_packet(&coturn.process));
         Ok((users.us_per_packet(&server.process)?, peer.transpose()?))
     };
-    let pairs = pairs(PAIRS, ours, || Ok((floor.us_per_packet(WINDOW)?, None)));
+    let pairs = in_turns(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     sound(&users.leave()?)?;
     if let Some(users) = its_users {
         sound(&users.leave()?).map_err(|why| format!("coturn: {why}"))?;
     }
-    let pairs = pairs?;
     let way = if direction == Direction::Up { "client to peer" } else { "peer to client" };
     let packets = if run == 1 { "single" } else { "runs of 4" };
-    let beside_floor: Vec<(f64, f64)> = pairs.iter().map(|((ours, _), (floor, _))| (*ours, *floor)).collect();
+    let (ours, floors): (Vec<(f64, Option<f64>)>, Vec<f64>) = pairs.into_iter().unzip();
+    let beside_floor: Vec<(f64, f64)> = ours.iter().zip(floors).map(|((ours, _), floor)| (*ours, floor)).collect();
     let mut row = Row::of_pairs(format!("UDP relay, {way}, {packets}"), "us/packet", &beside_floor);
+    row.packets_a_second = Some(rate);
     if context.with_peers {
-        row.peers.insert("coturn".into(), median(pairs.iter().filter_map(|((_, coturn), _)| *coturn).collect()));
+        row.peers.insert("coturn".into(), median(ours.iter().filter_map(|(_, coturn)| *coturn).collect()));
     }
     Ok(row)
 }

@@ -64,7 +64,14 @@ impl Cast {
 /// Simulated participants in a thread on core 1, who send nothing while they are not asked.
 struct Crowd {
     watch: Arc<Watch>,
-    thread: JoinHandle<Result<Report, String>>,
+    /// Until it has left.
+    thread: Option<JoinHandle<Result<Report, String>>>,
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        let _ = self.go();
+    }
 }
 
 impl Crowd {
@@ -97,10 +104,12 @@ impl Crowd {
             let keys = Keys::new(&BTreeMap::from([("devkey".to_owned(), SECRET.to_owned())]));
             load::run(&plan, &keys, &theirs, &mut |_| {})
         });
-        let crowd = Self { watch, thread };
+        let crowd = Self { watch, thread: Some(thread) };
         let within = Duration::from_secs_f64(30.0 + cast.people() as f64 / cast.joins_a_second);
         let came = until(within, "everybody is there", || {
-            crowd.watch.live.load(Relaxed) == cast.people() || crowd.watch.failed.load(Relaxed) > 0 || crowd.thread.is_finished()
+            crowd.watch.live.load(Relaxed) == cast.people()
+                || crowd.watch.failed.load(Relaxed) > 0
+                || crowd.thread.as_ref().is_some_and(JoinHandle::is_finished)
         });
         let failed = crowd.watch.failed.load(Relaxed);
         if let Err(why) = came.and_then(|()| if failed > 0 { Err(format!("{failed} did not get in")) } else { Ok(()) }) {
@@ -145,9 +154,14 @@ impl Crowd {
         self.watch.received.load(Relaxed)
     }
 
-    fn leave(self) -> Result<Report, String> {
+    fn leave(mut self) -> Result<Report, String> {
+        self.go()
+    }
+
+    fn go(&mut self) -> Result<Report, String> {
         self.watch.is_over.store(true, Relaxed);
-        self.thread.join().map_err(|_| "the participants' thread panicked".to_owned())?
+        let thread = self.thread.take().ok_or("they have left")?;
+        thread.join().map_err(|_| "the participants' thread panicked".to_owned())?
     }
 }
 
@@ -171,7 +185,7 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     let crowd = Crowd::to(&place, &server, &cast)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
     let ours = || crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
-    let pairs = pairs(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
+    let pairs = in_turns(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
     sound(&report)?;
     let mut row = Row::of_pairs(fan_out_name(hearers, run), "us/packet", &pairs);
@@ -182,16 +196,20 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     Ok(vec![row])
 }
 
-/// Windows of both, in turns: so many that are good on both sides. A virtual machine that stands still for a moment loses packets;
-/// such a pair is told of and measured again, but a third of them says that the load is too much.
-pub fn pairs<T>(count: usize, ours: impl Fn() -> Result<T, String>, floor: impl Fn() -> Result<T, String>) -> Result<Vec<(T, T)>, String> {
+/// So many pairs of windows, in turns. A virtual machine that stands still for a moment loses the floor's packets: such a pair is told
+/// of and measured again; when that happens to more than a third of them, the load is too much.
+pub fn in_turns<A, B>(
+    count: usize,
+    ours: impl Fn() -> Result<A, String>,
+    floor: impl Fn() -> Result<B, String>,
+) -> Result<Vec<(A, B)>, String> {
     let (mut pairs, mut bad) = (Vec::new(), 0);
     while pairs.len() < count {
         match ours().and_then(|ours| Ok((ours, floor()?))) {
             Ok(pair) => pairs.push(pair),
             Err(why) if bad < count / 3 => {
                 bad += 1;
-                println!("  one pair more: {why}");
+                eprintln!("  one pair more: {why}");
             }
             Err(why) => return Err(why),
         }
@@ -238,7 +256,7 @@ pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>
     floor.arrives.store(false, Relaxed);
     place.swing()?;
     let sent = || place.at_server(|| server.counter("postern_datagrams_sent_total ")).unwrap_or(0);
-    let pairs = pairs(PAIRS, || crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
+    let pairs = in_turns(PAIRS, || crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
     let heard = floor.received();
     floor.us_per_packet(PAUSE)?;
     if floor.received() > heard {
@@ -263,7 +281,7 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
     let sources = (0..PEOPLE).flat_map(|_| [voice, picture]).collect();
     let floor = Floor::start(&place, Work::FanOut { hearers: PEOPLE as usize - 1 }, sources)?;
     let ours = || crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
-    let pairs = pairs(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
+    let pairs = in_turns(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
     sound(&report)?;
     let mut row = Row::of_pairs("50 all to all, sound and simulcast", "us/packet", &pairs);
@@ -285,7 +303,7 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     for path in [Path::TurnUdp, Path::TurnTcp, Path::TurnTls] {
         let crowd = Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() })?;
         let of = |c: &Crowd| c.us_per_packet(|| server.process.cpu_s(), || c.received());
-        let pairs = pairs(PAIRS, || of(&crowd), || of(&direct))?;
+        let pairs = in_turns(PAIRS, || of(&crowd), || of(&direct))?;
         let report = crowd.leave()?;
         sound(&report)?;
         rows.push(Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs));
@@ -443,20 +461,29 @@ pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
 pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     const HEARERS: u32 = 500;
     const FPS: u32 = 250;
+    const ROUNDS: usize = 5;
     const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
     let place = Place::loopback();
     let media = Sending { audio: false, layers: 1, bitrate_bps: PAYLOAD * 8 * FPS, frames_per_second: FPS };
     let source = Source { every: Duration::from_secs(1) / FPS, run: 1, len: PAYLOAD as usize + AROUND };
     let server = Server::start(place.server, 1)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
-    // Signalling tells everybody of everybody: that dies away first.
-    let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
-    std::thread::sleep(WINDOW * 5);
+    let us = |spread: &load::Spread| match spread.count {
+        0 => Err("no packets come through".to_owned()),
+        _ => Ok(QUANTILES.map(|(q, _)| spread.quantile(q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6))),
+    };
     // A tail swings more than a mean: more pairs than other rows have, none so long that the machine's own pauses fall into each.
-    let us = |spread: &load::Spread| QUANTILES.map(|(q, _)| spread.quantile(q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6));
-    let of_floor = || floor.us_per_packet(WINDOW).map(|_| us(&floor.latency()));
-    let pairs = pairs(PAIRS * 5, || Ok(us(&crowd.latency())), of_floor)?;
-    sound(&crowd.leave()?)?;
+    let mut pairs = Vec::new();
+    for _ in 0..ROUNDS {
+        // Those who are paused go on with checks and reports: they leave before the floor is measured.
+        let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
+        // Signalling tells everybody of everybody: that dies away first.
+        std::thread::sleep(WINDOW * 5);
+        let ours = (0..PAIRS).map(|_| us(&crowd.latency())).collect::<Result<Vec<_>, String>>()?;
+        sound(&crowd.leave()?)?;
+        let floors = in_turns(PAIRS, || Ok(()), || floor.us_per_packet(WINDOW).and_then(|_| us(&floor.latency())))?;
+        pairs.extend(ours.into_iter().zip(floors.into_iter().map(|((), floor)| floor)));
+    }
     let row = |(at, (_, name)): (usize, &(f64, &str))| {
         let pairs: Vec<(f64, f64)> = pairs.iter().map(|(ours, floor)| (ours[at], floor[at])).collect();
         Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", &pairs)

@@ -64,15 +64,15 @@ pub struct Server {
 impl Server {
     /// Postern with so many workers, pinned to so many cores, at this address.
     pub fn start(ip: IpAddr, workers: usize) -> Result<Self, String> {
-        Self::with_relay(ip, workers, "")
+        Self::with_turn(ip, workers, "")
     }
 
-    /// One whose relay is open to this host. The sockets of those who use it are on this host too: none may have a relay's port.
+    /// One whose relay is open to this host. The sockets of those who use it are on this host too: relays have ports below theirs.
     pub fn open(ip: IpAddr) -> Result<Self, String> {
-        Self::with_relay(ip, 1, &format!("peers = [\"{ip}/32\"]\nrelay_ports = [20000, 32000]\n"))
+        Self::with_turn(ip, 1, &format!("peers = [\"{ip}/32\"]\nrelay_ports = [20000, 26000]\n"))
     }
 
-    fn with_relay(ip: IpAddr, workers: usize, relay: &str) -> Result<Self, String> {
+    fn with_turn(ip: IpAddr, workers: usize, turn_lines: &str) -> Result<Self, String> {
         let state = std::env::temp_dir().join(format!("postern-bench-{}-config", std::process::id()));
         fs::create_dir_all(&state).map_err(|e| e.to_string())?;
         let config = state.join("postern.toml");
@@ -80,7 +80,7 @@ impl Server {
             "[server]\ndomain = \"{ip}\"\nworkers = {workers}\n\
              [network]\nbind_addresses = [\"{ip}\"]\nedge_tcp_ports = [{EDGE}]\nmedia_udp_port = {EDGE}\nturn_ports = [{TURN}]\n\
              [tls]\nmode = \"self-signed\"\nstate_dir = \"{0}\"\n[keys]\ndevkey = \"{SECRET}\"\n\
-             [turn]\n{relay}shared_secrets = [\"{SECRET}\"]\nallocations_per_user = 1000000\n\
+             [turn]\n{turn_lines}shared_secrets = [\"{SECRET}\"]\nallocations_per_user = 1000000\n\
              [rooms]\nparticipants_max = 5000\nstreams_together = {1}\n[admin]\nlisten = \"127.0.0.1:{ADMIN}\"\n\
              [limits]\njoins_per_second_per_address = 100000\nallocations_per_worker = 1000000\nhalf_open_per_address = 10000\n\
              [log]\nlevel = \"warn\"\n",

@@ -14,11 +14,13 @@ pub struct Row {
     /// Median of the ratios of the pairs.
     pub ratio: Option<f64>,
     pub peers: BTreeMap<String, f64>,
+    /// Where rows are measured at a rate that suits the machine.
+    pub packets_a_second: Option<u32>,
 }
 
 impl Row {
     pub fn new(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
-        Self { name: name.into(), unit, ours, floor: None, ratio: None, peers: BTreeMap::new() }
+        Self { name: name.into(), unit, ours, floor: None, ratio: None, peers: BTreeMap::new(), packets_a_second: None }
     }
 
     /// From pairs of figures that were measured one after the other.
@@ -30,7 +32,7 @@ impl Row {
     fn json(&self) -> Value {
         json!({
             "name": self.name, "unit": self.unit, "ours": self.ours, "floor": self.floor,
-            "ratio_to_floor": self.ratio, "peers": self.peers,
+            "ratio_to_floor": self.ratio, "peers": self.peers, "packets_per_second": self.packets_a_second,
         })
     }
 
