@@ -64,7 +64,12 @@ impl Plot<'_> {
             let _ = write!(page, "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>", LEFT - 6.0, at + 4.0, number(value));
             let (time, below) = (until * f64::from(tick) / 4.0, HEIGHT - 5.0);
             let anchor = if tick == 4 { "end" } else { "middle" };
-            let _ = write!(page, "<text x=\"{:.1}\" y=\"{below}\" text-anchor=\"{anchor}\">{} s</text>", x(time), number(time));
+            let _ = write!(
+                page,
+                "<text x=\"{:.1}\" y=\"{below}\" text-anchor=\"{anchor}\">{} s</text>",
+                x(time),
+                number((time * 10.0).round() / 10.0)
+            );
         }
         for ((_, values), colour) in self.lines.iter().zip(COLOURS) {
             // A gap in the values is a gap in the line.
@@ -93,13 +98,17 @@ fn round_up(value: f64) -> f64 {
     [1.0, 2.0, 5.0, 10.0].map(|n| n * unit).into_iter().find(|n| *n >= value).unwrap_or(value)
 }
 
+/// At most three digits that say something.
 fn number(value: f64) -> String {
-    match value {
-        v if v >= 1e6 => format!("{:.1} M", v / 1e6),
-        v if v >= 1e4 => format!("{:.0} k", v / 1e3),
-        v if v >= 10.0 || v == 0.0 => format!("{v:.0}"),
-        v => format!("{v:.2}"),
-    }
+    let (value, unit) = match value {
+        v if v >= 1e6 => (v / 1e6, " M"),
+        v if v >= 1e4 => (v / 1e3, " k"),
+        v => (v, ""),
+    };
+    let decimals = if value >= 100.0 { 0 } else { 2 - usize::from(value >= 10.0) };
+    let text = format!("{value:.decimals$}");
+    let digits = if decimals > 0 { text.trim_end_matches('0').trim_end_matches('.') } else { &text };
+    format!("{digits}{unit}")
 }
 
 fn escaped(text: &str) -> String {
@@ -114,6 +123,15 @@ mod tests {
     fn axes_end_on_round_numbers() {
         for (value, want) in [(0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (1.1, 2.0), (4_300.0, 5_000.0), (99.0, 100.0), (f64::NAN, 1.0)] {
             assert_eq!(round_up(value), want, "{value}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_short_and_not_rounded_away() {
+        for (value, want) in
+            [(0.0, "0"), (0.05, "0.05"), (7.5, "7.5"), (12.5, "12.5"), (25.0, "25"), (7_500.0, "7500"), (37_500.0, "37.5 k"), (2e6, "2 M")]
+        {
+            assert_eq!(number(value), want);
         }
     }
 
