@@ -69,10 +69,10 @@ fn no_attack_is_forgotten() {
         let mut is_test = false;
         for line in text.lines().map(str::trim_start) {
             is_test |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
-            if let Some(name) = line.trim_start_matches("async ").strip_prefix("fn ").and_then(|rest| rest.split('(').next()) {
-                if std::mem::take(&mut is_test) {
-                    numbers(name, "s", found);
-                }
+            if let Some(name) = line.trim_start_matches("async ").strip_prefix("fn ").and_then(|rest| rest.split('(').next())
+                && std::mem::take(&mut is_test)
+            {
+                numbers(name, "s", found);
             }
         }
     }
