@@ -91,6 +91,7 @@ impl TurnConfig {
 pub struct Origin<'a> {
     pub carrier: Carrier,
     pub client: ClientAddr,
+    /// Over TLS that ends here, not at a proxy before us.
     pub is_tls: bool,
     /// The name that a TLS client asked for.
     pub server_name: Option<&'a str>,

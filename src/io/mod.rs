@@ -1,5 +1,6 @@
 //! Floor 5: the driver with real sockets and a real clock. One worker is one pinned thread, one current-thread runtime and
-//! one root future, which runs the turn: UDP batches, ready connections, mail, timers, egress, flush, sleep.
+//! one root future, which runs the turn: UDP batches, ready connections (mail before each is acted on), timers, egress, flush,
+//! sleep.
 
 pub mod clock;
 mod inbox;
