@@ -16,7 +16,10 @@ const EPOCHS_MAX: usize = 14;
 
 /// `WORDS * 64` numbers are remembered; `E` is what the caller ties to an epoch.
 pub struct Renumber<E, const WORDS: usize> {
-    epochs: VecDeque<Epoch<E>>,
+    /// Apart from those before it, since nearly all that comes is of it.
+    current: Option<Epoch<E>>,
+    /// Oldest first.
+    before: VecDeque<Epoch<E>>,
     /// Positions seen: the newest is `end - 1`.
     end: u64,
     dropped: [u64; WORDS],
@@ -43,7 +46,7 @@ pub enum Fate {
 
 impl<E, const WORDS: usize> Default for Renumber<E, WORDS> {
     fn default() -> Self {
-        Self { epochs: VecDeque::with_capacity(EPOCHS_MAX), end: 0, dropped: [0; WORDS], dropped_total: 0 }
+        Self { current: None, before: VecDeque::new(), end: 0, dropped: [0; WORDS], dropped_total: 0 }
     }
 }
 
@@ -51,36 +54,52 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
     /// Reads what the next packet needs, so that it lies in the cache by then. The value means nothing.
     pub fn warm(&self) -> u64 {
         let word = self.end as usize / 64 % WORDS;
-        self.end ^ self.dropped[word] ^ self.dropped_total ^ self.epochs.back().map_or(0, |e| e.first_in)
+        self.end ^ self.dropped[word] ^ self.dropped_total ^ self.current.as_ref().map_or(0, |e| e.first_in)
     }
 
     const WINDOW: u64 = WORDS as u64 * 64;
 
     /// What comes next is another source; its numbers begin with `first_in`.
     pub fn switch(&mut self, first_in: u64, tied: E) {
-        if self.epochs.len() == EPOCHS_MAX {
-            self.epochs.pop_front();
+        self.begin(Epoch { first_position: self.end, end: u64::MAX, first_in, tied });
+    }
+
+    fn begin(&mut self, epoch: Epoch<E>) {
+        self.finish(epoch.first_position);
+        if let Some(before) = self.current.replace(epoch) {
+            // Most streams never have another.
+            self.before.reserve_exact(EPOCHS_MAX - 1 - self.before.len());
+            if self.before.len() == EPOCHS_MAX - 1 {
+                self.before.pop_front();
+            }
+            self.before.push_back(before);
         }
-        self.finish(self.end);
-        self.epochs.push_back(Epoch { first_position: self.end, end: u64::MAX, first_in, tied });
     }
 
     fn finish(&mut self, at: u64) {
-        if let Some(epoch) = self.epochs.back_mut() {
+        if let Some(epoch) = &mut self.current {
             epoch.end = epoch.end.min(at);
+        }
+    }
+
+    /// The epochs, the newest first.
+    fn epochs(&self) -> impl Iterator<Item = &Epoch<E>> {
+        self.current.iter().chain(self.before.iter().rev())
+    }
+
+    fn epoch(&self, back: usize) -> Option<&Epoch<E>> {
+        match back {
+            0 => self.current.as_ref(),
+            _ => self.before.get(self.before.len().checked_sub(back)?),
         }
     }
 
     /// The numbers of the current source go on, tied to something else from `sequence` on. Nothing when that is not new.
     pub fn split(&mut self, sequence: u64, tied: E) {
-        let Some(epoch) = self.epochs.back() else { return };
+        let Some(epoch) = &self.current else { return };
         let Some(position) = sequence.checked_sub(epoch.first_in).map(|n| epoch.first_position + n) else { return };
         if position >= self.end {
-            if self.epochs.len() == EPOCHS_MAX {
-                self.epochs.pop_front();
-            }
-            self.finish(position);
-            self.epochs.push_back(Epoch { first_position: position, end: u64::MAX, first_in: sequence, tied });
+            self.begin(Epoch { first_position: position, end: u64::MAX, first_in: sequence, tied });
         }
     }
 
@@ -91,13 +110,30 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
 
     /// Whether this number of the current source is newer than all before it.
     pub fn is_new(&self, sequence: u64) -> bool {
-        self.epochs.back().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) >= self.end)
+        self.current.as_ref().is_some_and(|e| sequence >= e.first_in && e.first_position + (sequence - e.first_in) >= self.end)
     }
 
     /// What this number of the current source would go out as, when it is the one behind the newest.
     pub fn next_out(&self, sequence: u64) -> Option<u64> {
-        let epoch = self.epochs.back().filter(|e| sequence >= e.first_in)?;
+        let epoch = self.current.as_ref().filter(|e| sequence >= e.first_in)?;
         (epoch.first_position + (sequence - epoch.first_in) == self.end).then_some(self.end - self.dropped_total)
+    }
+
+    /// The number for the newest `sequence` once more, or for the one behind it: where most of what comes belongs, and found without
+    /// a search. `None` for all others, and for one that was dropped.
+    pub fn go_on(&mut self, sequence: u64, is_of: impl Fn(&E) -> bool) -> Option<u64> {
+        let epoch = self.current.as_ref().filter(|e| is_of(&e.tied) && sequence >= e.first_in)?;
+        let position = epoch.first_position + (sequence - epoch.first_in);
+        if position >= epoch.end {
+            return None;
+        }
+        if position == self.end {
+            self.advance(position + 1);
+            return Some(position - self.dropped_total);
+        }
+        let (word, bit) = Self::place(position);
+        let is_newest = position + 1 == self.end && self.dropped[word] & bit == 0;
+        is_newest.then_some(position - self.dropped_total)
     }
 
     /// Whether a number can be remembered or follows closely.
@@ -107,7 +143,7 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
 
     /// What is tied to the current epoch.
     pub fn current(&self) -> Option<&E> {
-        self.epochs.back().map(|e| &e.tied)
+        self.current.as_ref().map(|e| &e.tied)
     }
 
     /// Leaves one number of the receiver unused before the switch that follows: what was under way there stays visibly
@@ -120,17 +156,17 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
     /// The number for `sequence` of the newest epoch for which `is_of` holds. One that is new is taken up. `None` when
     /// it is from before that epoch, from after the next one began, or too old to be remembered.
     pub fn take(&mut self, sequence: u64, is_of: impl Fn(&E) -> bool) -> Option<(Fate, &E)> {
-        let (at, position) = self.locate(sequence, is_of)?;
+        let (back, position) = self.locate(sequence, is_of)?;
         if position >= self.end {
             self.advance(position + 1);
         }
-        Some((self.fate(position), &self.epochs[at].tied))
+        Some((self.fate(position), &self.epoch(back)?.tied))
     }
 
     /// The epoch that took over from the source of `sequence`: the next one for which `is_of` does not hold.
     pub fn successor(&self, sequence: u64, is_of: impl Fn(&E) -> bool) -> Option<&E> {
-        let (at, _) = self.locate(sequence, &is_of)?;
-        self.epochs.iter().skip(at + 1).map(|e| &e.tied).find(|tied| !is_of(tied))
+        let (back, _) = self.locate(sequence, &is_of)?;
+        self.epochs().take(back).map(|e| &e.tied).filter(|tied| !is_of(tied)).last()
     }
 
     /// Takes `sequence` of the current source out, and what follows closes up. `false` when that is no longer possible
@@ -167,20 +203,26 @@ impl<E, const WORDS: usize> Renumber<E, WORDS> {
         if kept == 0 || position >= self.end {
             return None;
         }
-        let epoch = self.epochs.iter().rev().find(|e| e.first_position <= position && position < e.end)?;
+        let epoch = self.epochs().find(|e| e.first_position <= position && position < e.end)?;
         Some((&epoch.tied, epoch.first_in + (position - epoch.first_position)))
     }
 
-    /// Epoch and position of a number that is remembered or new.
+    /// How many epochs back its own is, and the position of a number that is remembered or new.
     fn locate(&self, sequence: u64, is_of: impl Fn(&E) -> bool) -> Option<(usize, u64)> {
-        let at = self.epochs.iter().rposition(|e| is_of(&e.tied) && e.first_in <= sequence)?;
-        let epoch = &self.epochs[at];
+        let is_its = |e: &Epoch<E>| is_of(&e.tied) && e.first_in <= sequence;
+        let (back, epoch) = match self.current.as_ref().filter(|e| is_its(e)) {
+            Some(current) => (0, current),
+            None => self.epochs().enumerate().find(|(_, e)| is_its(e))?,
+        };
         let position = epoch.first_position + (sequence - epoch.first_in);
         let is_remembered = position + Self::WINDOW > self.end.next_multiple_of(64);
-        (position < epoch.end && is_remembered).then_some((at, position))
+        (position < epoch.end && is_remembered).then_some((back, position))
     }
 
     fn fate(&self, position: u64) -> Fate {
+        if self.dropped_total == 0 {
+            return Fate::Out(position);
+        }
         let (word, bit) = Self::place(position);
         if self.dropped[word] & bit != 0 {
             return Fate::Dropped;
@@ -219,8 +261,8 @@ mod tests {
 
     #[test]
     fn the_map_of_a_subscription_is_small() {
-        let epochs = EPOCHS_MAX * size_of::<Epoch<[u32; 6]>>();
-        assert!(size_of::<Renumber<[u32; 6], 32>>() + epochs <= 1024, "{}", size_of::<Numbers>() + epochs);
+        let bytes = size_of::<Renumber<[u32; 6], 32>>() + (EPOCHS_MAX - 1) * size_of::<Epoch<[u32; 6]>>();
+        assert!(bytes <= 1024, "{bytes}");
     }
 
     #[test]
@@ -235,7 +277,10 @@ mod tests {
         assert!(!n.drop(7_005, |_| true), "too late: its number is waited for");
         assert_eq!(take(&mut n, 7_005, 1), Some(Fate::Out(3)));
         assert_eq!(take(&mut n, 7_003, 1), Some(Fate::Dropped));
+        assert_eq!(n.go_on(7_006, |e| *e == 1), Some(4), "the newest once more");
+        assert_eq!((n.go_on(7_005, |_| true), n.go_on(7_008, |_| true), n.go_on(7_007, |e| *e == 2)), (None, None, None));
         n.leave_gap();
+        assert_eq!(n.go_on(7_008, |_| true), None, "the gap is nobody's");
         n.switch(312, 2);
         assert_eq!(take(&mut n, 312, 2), Some(Fate::Out(6)));
         assert_eq!(take(&mut n, 311, 2), None, "before the switch");

@@ -299,6 +299,26 @@ impl RtpOut {
 
     /// The numbers for a packet of the current source, or for a late one of an earlier source.
     pub fn map(&mut self, input: &Input) -> Verdict {
+        self.map_next(input).map_or_else(|| self.map_any(input), Verdict::Send)
+    }
+
+    /// The one behind the newest, of the same picture or the next: nobody has filled its number in, nothing has taken over behind it,
+    /// and it is newer than all that went out.
+    fn map_next(&mut self, input: &Input) -> Option<Mapped> {
+        let epoch = *self.numbers.current().filter(|e| e.ssrc == input.ssrc && e.timestamp_offset == e.true_offset)?;
+        let out = self.numbers.next_out(input.sequence)?;
+        let mut mapped = Mapped::new(self.first_index + out, input, &epoch);
+        mapped.tl0_pic_idx = input.tl0_pic_idx.wrapping_add(epoch.tl0_offset);
+        if let Some(picture) = input.picture {
+            let picture = self.pictures.go_on(picture, |serial| *serial == epoch.serial)?;
+            mapped.picture_id = (picture & 0x7FFF) as u16;
+        }
+        self.numbers.go_on(input.sequence, |_| true)?;
+        self.note(input, &mapped, mapped.timestamp);
+        Some(mapped)
+    }
+
+    fn map_any(&mut self, input: &Input) -> Verdict {
         self.anchor_pictures(input);
         self.catch_up(input);
         let Some((Fate::Out(out), epoch)) = self.numbers.take(input.sequence, |e| e.ssrc == input.ssrc) else {
@@ -330,20 +350,25 @@ impl RtpOut {
             }
         }
         if self.last.as_ref().is_none_or(|last| mapped.index > last.index) {
-            self.last = Some(Last {
-                index: mapped.index,
-                clock_rate: input.clock_rate,
-                timestamp: mapped.timestamp,
-                true_timestamp,
-                at: input.now,
-                sent_ntp: input.sent_ntp,
-                ntp: input.ntp,
-                marker: mapped.marker,
-                tl0_pic_idx: mapped.tl0_pic_idx,
-                frame_number: mapped.frame_number,
-            });
+            self.note(input, &mapped, true_timestamp);
         }
         Verdict::Send(mapped)
+    }
+
+    /// What is newest now.
+    fn note(&mut self, input: &Input, mapped: &Mapped, true_timestamp: u32) {
+        self.last = Some(Last {
+            index: mapped.index,
+            clock_rate: input.clock_rate,
+            timestamp: mapped.timestamp,
+            true_timestamp,
+            at: input.now,
+            sent_ntp: input.sent_ntp,
+            ntp: input.ntp,
+            marker: mapped.marker,
+            tl0_pic_idx: mapped.tl0_pic_idx,
+            frame_number: mapped.frame_number,
+        });
     }
 
     /// A packet went out: for the sender reports.
@@ -648,6 +673,52 @@ mod tests {
         out.sent(50);
         let report = out.sender_report((10 << 32) + (1 << 31)).expect("a packet went out");
         assert_eq!((report.rtp, report.packets, report.octets), (1_000 + 45_000, 1, 50));
+    }
+
+    /// What is in order takes a shorter way to the same numbers.
+    #[test]
+    fn the_short_way_and_the_long_one_agree() {
+        for seed in 0..40 {
+            let mut dice = crate::base::rng::Rng::new(seed);
+            let (mut short, mut long) = (RtpOut::new(1, 2, 0x7FF0, 0), RtpOut::new(1, 2, 0x7FF0, 0));
+            let (mut sequence, mut ssrc, mut picture) = (100_000u64, 5, 500u64);
+            let mut passed = 0;
+            for step in 0..3_000u64 {
+                let starts = step == 0 || dice.one_in(60);
+                if starts {
+                    (sequence, ssrc, picture) = (100_000 + dice.below(1_000_000), ssrc + dice.below(2) as u32, dice.below(90_000));
+                }
+                let (late, jump) = (if dice.one_in(9) { dice.below(30) } else { 0 }, if dice.one_in(40) { dice.below(4_000) } else { 0 });
+                let (now, clock) = (dice.one_in(3).then_some((step * 10) << 22), (step * 900) as u32);
+                let packet = Input {
+                    ssrc,
+                    picture: (seed % 3 > 0).then_some(picture - late.min(picture) / 3),
+                    tl0_pic_idx: picture as u8,
+                    sent_ntp: now,
+                    marker: dice.one_in(3),
+                    ..input(step * 10, sequence - late, clock)
+                };
+                if starts {
+                    (short.switch(&packet, 2), long.switch(&packet, 2));
+                }
+                if dice.one_in(12) {
+                    let with_picture = dice.one_in(2);
+                    assert_eq!(short.skip(&packet, with_picture), long.skip(&packet, with_picture), "seed {seed} step {step}");
+                } else {
+                    let verdict = short.map(&packet);
+                    assert_eq!(verdict, long.map_any(&packet), "seed {seed} step {step}");
+                    passed += usize::from(matches!(verdict, Verdict::Send(_)));
+                }
+                sequence += u64::from(late == 0) + jump;
+                picture += u64::from(packet.marker) + jump / 2;
+            }
+            assert!(passed > 1_000, "seed {seed}: {passed}");
+            let number = dice.next_u64() as u16;
+            assert_eq!(
+                short.recall(Instant::from_millis(90_000), number, Duration::ZERO),
+                long.recall(Instant::from_millis(90_000), number, Duration::ZERO)
+            );
+        }
     }
 
     /// Whatever goes in, what comes out is continuous: no number twice, no gap that the input did not have.
