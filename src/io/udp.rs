@@ -111,6 +111,8 @@ impl Batch {
 
 pub struct UdpSocket {
     fd: AsyncFd<Socket>,
+    /// The address it is bound to. Only where that is all of the host's, packets say which of them they are for and from.
+    bound: IpAddr,
     /// Our addresses whose device has refused to segment: from them every datagram is a message of its own.
     unsegmented: Vec<IpAddr>,
 }
@@ -153,9 +155,11 @@ fn open(address: SocketAddr, shares_port: bool) -> io::Result<Socket> {
     let _ = socket.set_send_buffer_size(SOCKET_BUFFER);
     if address.is_ipv6() {
         socket.set_only_v6(true)?;
-        set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
-    } else {
-        set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
+    }
+    match address.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => set_option(socket.as_raw_fd(), libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?,
+        IpAddr::V6(ip) if ip.is_unspecified() => set_option(socket.as_raw_fd(), libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?,
+        IpAddr::V4(_) | IpAddr::V6(_) => {}
     }
     // Best effort: without it every datagram is a message of its own.
     let _ = set_option(socket.as_raw_fd(), libc::SOL_UDP, libc::UDP_GRO, 1);
@@ -169,32 +173,37 @@ fn set_option(fd: RawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
     if status == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+fn address_of(socket: &Socket) -> io::Result<SocketAddr> {
+    Ok(socket.local_addr()?.as_socket().ok_or(io::ErrorKind::AddrNotAvailable)?)
+}
+
 impl UdpSocket {
     /// Ties a socket to the runtime of this thread.
     pub fn register(socket: Socket) -> io::Result<Self> {
+        let bound = address_of(&socket)?.ip();
         // SAFETY: the socket owns its descriptor and stays inside the AsyncFd until that is dropped.
         let fd = unsafe { AsyncFd::register(socket)? };
-        Ok(Self { fd, unsegmented: Vec::new() })
+        Ok(Self { fd, bound, unsegmented: Vec::new() })
     }
 
     /// The same of one that is told what could not be delivered: that is urgent, as epoll(7) has it.
     pub fn register_relay(socket: Socket) -> io::Result<Self> {
+        let bound = address_of(&socket)?.ip();
         // SAFETY: as above.
         let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE | Interest::PRIORITY)? };
-        Ok(Self { fd, unsegmented: Vec::new() })
+        Ok(Self { fd, bound, unsegmented: Vec::new() })
     }
 
     /// The port it is bound to.
     pub fn port(&self) -> io::Result<u16> {
-        let address = self.fd.get_ref().local_addr()?.as_socket();
-        Ok(address.ok_or(io::ErrorKind::AddrNotAvailable)?.port())
+        Ok(address_of(self.fd.get_ref())?.port())
     }
 
     /// Whether what is longer than the path takes is refused instead of cut (RFC 791); best effort, as the network's own.
     pub fn dont_fragment(&self, is_on: bool) {
         let socket = self.fd.get_ref();
-        let is_v6 = socket.local_addr().is_ok_and(|a| a.is_ipv6());
-        let (level, name) = if is_v6 { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
+        let (level, name) =
+            if self.bound.is_ipv6() { (libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER) } else { (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER) };
         let _ = set_option(socket.as_raw_fd(), level, name, if is_on { libc::IP_PMTUDISC_DO } else { libc::IP_PMTUDISC_WANT });
     }
 
@@ -213,7 +222,7 @@ impl UdpSocket {
             Poll::Ready(Err(_)) => return Poll::Ready(false),
             Poll::Pending => return Poll::Pending,
         };
-        match receive(self.fd.get_ref().as_raw_fd(), batch, pool, out) {
+        match receive(self.fd.get_ref().as_raw_fd(), self.bound, batch, pool, out) {
             Ok(n) if n == BATCH => Poll::Ready(true),
             // A short batch has emptied the socket: no second call to hear that.
             Ok(_) => {
@@ -241,7 +250,7 @@ impl UdpSocket {
             }
             let together = |m: &Transmit<'_>| m.segment.is_none() || !self.unsegmented.contains(&m.local);
             let count = messages[at..].iter().take(BATCH).take_while(|m| together(m)).count();
-            match transmit(self.fd.get_ref().as_raw_fd(), batch, &messages[at..at + count]) {
+            match transmit(self.fd.get_ref().as_raw_fd(), self.bound, batch, &messages[at..at + count]) {
                 Ok(sent) => (at, is_second) = (at + sent.max(1), false),
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // An earlier send's, told now; this one has not been tried.
@@ -273,7 +282,7 @@ impl UdpSocket {
     }
 }
 
-fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> io::Result<usize> {
+fn receive(fd: RawFd, bound: IpAddr, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received>) -> io::Result<usize> {
     for i in 0..BATCH {
         let (room, rest) = (batch.buffers[i].spare(), &mut batch.rests[i * RUN_REST..(i + 1) * RUN_REST]);
         batch.parts[i] = [
@@ -301,9 +310,8 @@ fn receive(fd: RawFd, batch: &mut Batch, pool: &mut Pool, out: &mut Vec<Received
             batch.too_long += 1;
             continue;
         }
-        let unspecified = if remote.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
         let (local, segment) = read_control(&message.msg_hdr);
-        let local = local.unwrap_or(unspecified);
+        let local = local.unwrap_or(bound);
         let len = message.msg_len as usize;
         let segment = segment.unwrap_or(len).min(len);
         if segment > PAYLOAD_MAX {
@@ -370,14 +378,14 @@ fn read_error(fd: RawFd) -> Option<Option<Undelivered>> {
     Some(found)
 }
 
-fn transmit(fd: RawFd, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Result<usize> {
+fn transmit(fd: RawFd, bound: IpAddr, batch: &mut Batch, messages: &[Transmit<'_>]) -> io::Result<usize> {
     for (i, message) in messages.iter().enumerate() {
         let name_len = write_name(&mut batch.names[i], message.remote);
         // The kernel only reads through this pointer.
         batch.parts[i][0] = iovec { iov_base: message.bytes.as_ptr().cast_mut().cast(), iov_len: message.bytes.len() };
         let mut hdr = header(&mut batch.names[i], &mut batch.parts[i], &mut batch.controls[i], CONTROL);
         hdr.msg_namelen = name_len;
-        write_control(&mut hdr, message);
+        write_control(&mut hdr, message, bound);
         batch.messages[i].msg_hdr = hdr;
     }
     // SAFETY: as in `receive`; `bytes` of every message outlives the call by its lifetime.
@@ -450,8 +458,8 @@ fn read_control(hdr: &msghdr) -> (Option<IpAddr>, Option<usize>) {
     (local, segment)
 }
 
-/// Source address and segment size of an outgoing message.
-fn write_control(hdr: &mut msghdr, message: &Transmit<'_>) {
+/// Source address, where the socket's does not say it, and segment size of an outgoing message.
+fn write_control(hdr: &mut msghdr, message: &Transmit<'_>, bound: IpAddr) {
     let mut used = 0;
     // SAFETY: `msg_control` has CONTROL bytes, enough for both messages (asserted below), and is aligned to 8.
     unsafe {
@@ -467,17 +475,17 @@ fn write_control(hdr: &mut msghdr, message: &Transmit<'_>) {
             used += space;
         };
         match message.local {
-            IpAddr::V4(ip) if !ip.is_unspecified() => {
+            ip if ip == bound || ip.is_unspecified() => {}
+            IpAddr::V4(ip) => {
                 let mut info = [0u8; 12];
                 info[4..8].copy_from_slice(&ip.octets());
                 put(libc::IPPROTO_IP, libc::IP_PKTINFO, &info);
             }
-            IpAddr::V6(ip) if !ip.is_unspecified() => {
+            IpAddr::V6(ip) => {
                 let mut info = [0u8; 20];
                 info[..16].copy_from_slice(&ip.octets());
                 put(libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, &info);
             }
-            IpAddr::V4(_) | IpAddr::V6(_) => {}
         }
         if let Some(segment) = message.segment {
             put(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
@@ -512,8 +520,8 @@ mod tests {
 
     #[tokio::test]
     async fn packets_leave_from_the_address_they_were_sent_to() {
-        for (wildcard, ip) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "::1")] {
-            let mut server = UdpSocket::register(bind(wildcard.parse().expect("a literal")).expect("bound")).expect("registered");
+        for (at, ip) in [("0.0.0.0:0", "127.0.0.9"), ("[::]:0", "::1"), ("127.0.0.9:0", "127.0.0.9"), ("[::1]:0", "::1")] {
+            let mut server = UdpSocket::register(bind(at.parse().expect("a literal")).expect("bound")).expect("registered");
             let ip: IpAddr = ip.parse().expect("a literal");
             let client = tokio::net::UdpSocket::bind(SocketAddr::new(ip, 0)).await.expect("bound");
             client.send_to(b"ping", SocketAddr::new(ip, server.port().expect("bound"))).await.expect("sent");
