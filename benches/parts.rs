@@ -18,7 +18,7 @@ fn packet(payload: usize, sequence: u16, room: usize) -> (Vec<u8>, usize) {
     let fields = rtp::Outgoing { marker: false, has_padding: false, payload_type: 96, sequence, timestamp: 90_000, ssrc: 7 };
     let mut bytes = vec![0; 64 + payload + room];
     let extensions = [(1, &b"0"[..]), (3, &[0x9E][..])];
-    let header = rtp::write_header(&mut bytes, fields, &[], extensions.into_iter()).expect("it fits");
+    let header = rtp::write_header(&mut bytes, fields, &[], &extensions).expect("it fits");
     bytes.truncate(header + payload + room);
     bytes[header..header + 8].copy_from_slice(&[0x90, 0xC0, 0x81, 0x23, 0x23, 0x10, 0, 0]);
     (bytes, header)

@@ -38,6 +38,11 @@ impl Sent {
         (self.base + self.packets.len() as u64) as u16
     }
 
+    /// Reads what the next packet needs, so that it lies in the cache by then. The value means nothing.
+    pub fn warm(&self) -> u64 {
+        self.base ^ u64::from(self.packets.back().is_some_and(|p| p.has_arrived))
+    }
+
     /// The next packet went out.
     pub fn push(&mut self, now: Instant) {
         let is_over = |p: &Packet| now.since(p.at) > WAITED_MAX;

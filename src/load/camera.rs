@@ -219,7 +219,7 @@ pub fn stamp(now: Instant, payload: &mut [u8]) {
 
 fn packet(sender: &Sender, fields: Outgoing, extensions: &[(u8, &[u8])], payload: &[u8], index: u64) -> Option<Vec<u8>> {
     let mut packet = vec![0; 64 + payload.len() + sender.rtp_overhead()];
-    let header_len = rtp::write_header(&mut packet, fields, &[], extensions.iter().copied())?;
+    let header_len = rtp::write_header(&mut packet, fields, &[], extensions)?;
     packet.truncate(header_len + payload.len() + sender.rtp_overhead());
     packet[header_len..header_len + payload.len()].copy_from_slice(payload);
     sender.protect_rtp(&mut packet, header_len, fields.ssrc, index);

@@ -1,19 +1,18 @@
-//! Media of one participant: what it sends is unprotected, placed and repaired here, what it hears is renumbered and
-//! protected. Bytes stay where they are: [`Media`] says what they mean.
+//! Media of one participant: what it sends is unprotected, placed and repaired here. Bytes stay where they are: [`Media`] says what
+//! they mean. What it hears is in `hearing.rs`.
 //!
 //! In:   SRTP -> source (mid, rid, SSRC) -> [`RtpIn`]; a retransmission takes its original's number (RFC 4588 §4).
-//! Out:  [`Session::forward`] and [`Session::resend`] write one packet into a slot of the egress.
 //! RTCP: receiver reports, round-trip requests and NACKs to publishers; sender reports to hearers.
 
-use super::negotiate::{self, Playout, Receive};
-use super::path::{Lag, Thinned, Thinning};
+use super::hearing::{CREDIT_MIN, Passage};
+use super::negotiate::Receive;
 use super::{Effect, Session, SessionDrop};
 use crate::base::buf::PacketBuf;
 use crate::base::id::{PathId, TrackId};
 use crate::base::time::{Duration, Instant};
 use crate::engine::rtp_in::{Arrival, RtpIn};
-use crate::engine::rtp_out::{Input, Mapped, RtpOut, Verdict};
-use crate::engine::srtp::{SOURCES_MAX, Sender};
+use crate::engine::rtp_out::Input;
+use crate::engine::srtp::SOURCES_MAX;
 use crate::wire::dependency::{self, Structure};
 use crate::wire::red::{self, Redundant};
 use crate::wire::rtcp::{self, XrBlock};
@@ -21,21 +20,14 @@ use crate::wire::rtp::{self, Codec, Extension, ExtensionMap, FrameInfo};
 use crate::wire::sdp::{Format, OfferedFormat};
 use crate::wire::twcc::Feedback;
 use crate::wire::{h264, vp8, vp9};
-use std::collections::HashMap;
 use std::ops::Range;
 
 /// Replaced sources that are remembered, so that they do not come back: all that a transport can have.
 const RETIRED_MAX: usize = SOURCES_MAX;
 /// Sources of retransmissions whose originals are remembered.
 const REPAIRS_MAX: usize = 64;
-/// Room that a forwarded packet needs beyond its payload: header, extensions, number of a retransmission, padding, tag.
-pub const FORWARD_OVERHEAD_MAX: usize = 12 + 60 + 4 + 128 + 2 + 4 + 16;
 /// Assumed until a report tells the round trip.
 const RTT_UNKNOWN: Duration = Duration::from_millis(100);
-/// Retransmissions may take half of what is sent anew, and this much at once, bytes.
-const CREDIT_MAX: usize = 128 * 1024;
-/// With less than one packet's worth nothing is looked for.
-const CREDIT_MIN: usize = 1500;
 /// Packets that one client may ask for between two reports.
 pub(super) const NACKS_MAX: usize = 2_000;
 /// Longest RTCP packet: browsers refuse more than 2048 bytes, networks cut more than their MTU.
@@ -99,13 +91,13 @@ impl Media {
     }
 
     /// The layer of a picture that a hearer has with this packet: of several streams, or of several in one.
-    fn layer_of(&self, passage: Passage) -> Option<u8> {
+    pub(super) fn layer_of(&self, passage: Passage) -> Option<u8> {
         let (Passage::Continue { spatial_max } | Passage::Start { spatial_max, .. }) = passage else { return None };
         let is_video = self.format.codec.is_video();
         is_video.then_some(if self.frame.spatial_id.is_some() { spatial_max } else { self.layer })
     }
 
-    fn input(&self, now: Instant) -> Input {
+    pub(super) fn input(&self, now: Instant) -> Input {
         Input {
             now,
             ssrc: self.header.ssrc,
@@ -124,19 +116,6 @@ impl Media {
     }
 }
 
-/// How a packet passes to one hearer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Passage {
-    /// With spatial layers up to `spatial_max`.
-    Continue { spatial_max: u8 },
-    /// The hearer's stream goes on from this packet's source.
-    Start { spatial_max: u8, temporal_max: u8 },
-    /// Its layer is not wanted: what follows closes up.
-    Skip,
-    /// From a source that the hearer's stream has left: into the gap that it left behind, if any.
-    Late,
-}
-
 pub(super) struct Source {
     pub(super) section: usize,
     layer: u8,
@@ -146,38 +125,6 @@ pub(super) struct Source {
     structure: Option<Structure>,
     /// H.264 parameter sets come in band.
     repeats_sets: bool,
-}
-
-pub(super) struct Outgoing {
-    pub(super) plan: negotiate::Send,
-    stream: RtpOut,
-    thinning: Thinning,
-    has_reported: bool,
-    /// The layer of a picture that the client gets, and whether that was told.
-    layer: Option<(u8, bool)>,
-}
-
-impl Outgoing {
-    /// `spent` are the numbers that its sources have used under the same keys: it begins behind them.
-    pub(super) fn new(plan: negotiate::Send, spent: &HashMap<u32, u64>) -> Self {
-        // Below the roll-over that a receiver cannot see coming.
-        let first = |ssrc: u32| spent.get(&ssrc).map_or(u64::from(ssrc >> 8 & 0x7FFF), |next| *next);
-        let stream = RtpOut::new(plan.ssrc.0, plan.rtx.0, first(plan.ssrc.0), first(plan.rtx.0));
-        Self { plan, stream, thinning: Thinning::default(), has_reported: false, layer: None }
-    }
-
-    /// Its sources and the next number of each.
-    pub(super) fn spent(&self) -> [(u32, u64); 2] {
-        [(self.stream.ssrc(), self.stream.next_index()), (self.stream.rtx_ssrc(), self.stream.next_rtx_index())]
-    }
-
-    /// Goes on under another plan.
-    pub(super) fn replan(mut self, plan: negotiate::Send) -> Self {
-        if (&self.plan.formats, self.plan.extensions) != (&plan.formats, plan.extensions) {
-            self.stream.change_form();
-        }
-        Self { plan, ..self }
-    }
 }
 
 /// What reports tell of the way to the client and back.
@@ -223,7 +170,7 @@ impl Session {
         packet: &mut [u8],
         out: &mut Vec<Effect>,
     ) -> Result<Option<Media>, SessionDrop> {
-        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
+        let Some(receiver) = &mut self.receiver else { return Err(SessionDrop::BeforeKeys) };
         let (mut header, len, index) = receiver.unprotect_rtp(packet).map_err(SessionDrop::Srtp)?;
         let packet = &packet[..len];
         self.meter.up.bytes += len as u64;
@@ -460,7 +407,7 @@ impl Session {
     }
 
     pub fn handle_rtcp(&mut self, now: Instant, path: PathId, packet: &mut [u8], out: &mut Vec<Effect>) -> Result<(), SessionDrop> {
-        let Some((receiver, _)) = &mut self.keys else { return Err(SessionDrop::BeforeKeys) };
+        let Some(receiver) = &mut self.receiver else { return Err(SessionDrop::BeforeKeys) };
         let len = receiver.unprotect_rtcp(packet).map_err(SessionDrop::Srtp)?;
         self.media_arrived(now, path, false, out);
         for part in rtcp::packets(&packet[..len]) {
@@ -485,17 +432,18 @@ impl Session {
                     }
                 }
                 rtcp::Packet::Pli { ssrc } | rtcp::Packet::Fir { ssrc } => {
-                    if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == ssrc) {
+                    if let Some(outgoing) = self.hearing.streams().iter().find(|o| o.stream.ssrc() == ssrc) {
                         self.meter.down.key_frames += 1;
                         out.push(Effect::KeyFrameWanted(outgoing.plan.track));
                     }
                 }
                 rtcp::Packet::Nack { ssrc, lost } => {
                     let rtt = self.round_trip.get();
-                    // Sound is not sent again: nobody negotiates it, and redundancy is faster.
-                    let outgoing = self.outgoing.iter_mut().find(|o| o.stream.ssrc() == ssrc && o.plan.is_video());
                     // Nobody is made to look for more than may be sent.
-                    let Some(outgoing) = outgoing.filter(|_| self.credit >= CREDIT_MIN) else {
+                    let may_repeat = self.hearing.credit >= CREDIT_MIN;
+                    // Sound is not sent again: nobody negotiates it, and redundancy is faster.
+                    let outgoing = self.hearing.streams_mut().iter_mut().find(|o| o.stream.ssrc() == ssrc && o.plan.is_video());
+                    let Some(outgoing) = outgoing.filter(|_| may_repeat) else {
                         out.push(Effect::ResendRefused);
                         continue;
                     };
@@ -513,7 +461,7 @@ impl Session {
                 rtcp::Packet::TransportCc(feedback) => {
                     if let Some(feedback) = Feedback::read(feedback).filter(|f| f.covers() <= self.told_left) {
                         self.told_left -= feedback.covers();
-                        out.push(Effect::Told(self.sent.told(feedback)));
+                        out.push(Effect::Told(self.hearing.sent.told(feedback)));
                     }
                 }
                 rtcp::Packet::Bye(sources) => {
@@ -533,136 +481,12 @@ impl Session {
 
     fn take_blocks(&mut self, now: Instant, blocks: rtcp::Blocks<'_>) {
         for block in blocks {
-            if let Some(outgoing) = self.outgoing.iter().find(|o| o.stream.ssrc() == block.ssrc) {
+            if let Some(outgoing) = self.hearing.streams().iter().find(|o| o.stream.ssrc() == block.ssrc) {
                 self.round_trip.told(now, block.last_sr, block.delay_since_last_sr);
                 let clock_rate = outgoing.plan.formats.first().map_or(90_000, |f| f.format.codec.clock_rate());
                 self.meter.report_down(&block, clock_rate);
             }
         }
-    }
-
-    /// Whether a picture passes to this hearer although its path lags behind.
-    pub fn thin(&mut self, now: Instant, media: &Media, lag: Lag) -> Thinned {
-        if !media.format.codec.is_video() {
-            return Thinned::Pass;
-        }
-        let Some(outgoing) = self.outgoing.iter_mut().find(|o| o.plan.track == media.track) else { return Thinned::Pass };
-        // A simulcast layer has a clock of its own; its stream starts with a key frame anyhow.
-        let starts = media.frame.starts_key_frame && !media.frame.is_late;
-        let thinned = outgoing.thinning.decide(lag, media.header.timestamp, media.frame.temporal_id == 0, starts);
-        if let Some(is_paused) = outgoing.thinning.news(now) {
-            self.stream_news.push((media.track, is_paused));
-        }
-        thinned
-    }
-
-    /// Reads what [`Session::forward`] will need, so that it lies in the cache by then. The value means nothing.
-    pub fn warm(&self, track: TrackId) -> u64 {
-        let outgoing = self.outgoing.iter().find(|o| o.plan.track == track);
-        let of_stream = outgoing.map_or(0, |o| {
-            let format = o.plan.formats.first().map_or(0, |f| u64::from(f.payload_type));
-            o.stream.warm() ^ format ^ u64::from(o.plan.is_numbered()) ^ u64::from(o.layer.is_some())
-        });
-        let keys = self.keys.as_ref().map_or(0, |(_, sender)| sender.warm());
-        of_stream ^ keys ^ self.credit as u64 ^ self.meter.down.bytes ^ u64::from(self.path().is_some())
-    }
-
-    /// Writes a packet for this hearer into `slot`; its length, or `None` when it stays here. `padded_to` is the payload
-    /// length that makes it as long as its neighbours.
-    pub fn forward(
-        &mut self,
-        now: Instant,
-        media: &Media,
-        packet: &[u8],
-        passage: Passage,
-        padded_to: usize,
-        slot: &mut [u8],
-    ) -> Option<usize> {
-        #[cfg(any(test, feature = "sim"))]
-        assert!(!self.is_broken, "broken by a test");
-        let (_, sender) = self.keys.as_ref()?;
-        let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
-        let format = media.format.among(&outgoing.plan.formats)?;
-        let input = media.input(now);
-        let red = format.red.as_ref().map(|(payload_type, _)| *payload_type).filter(|_| media.newest.is_some());
-        let carried = if red.is_some() { media.payload.clone() } else { media.newest() };
-        match passage {
-            Passage::Continue { spatial_max } if outgoing.stream.follows(&input) => {
-                if media.frame.spatial_id.is_some() {
-                    outgoing.stream.limit_spatial(&input, spatial_max);
-                }
-            }
-            Passage::Start { spatial_max, .. } | Passage::Continue { spatial_max } => outgoing.stream.switch(&input, spatial_max),
-            Passage::Skip | Passage::Late => {}
-        }
-        let verdict = match passage {
-            Passage::Skip => outgoing.stream.skip(&input, true),
-            _ if carried.is_empty() => outgoing.stream.skip(&input, false),
-            _ => outgoing.stream.map(&input),
-        };
-        // A retransmission without a source of its own must be the same packet again: it is never padded.
-        let padding = if format.rtx.is_some() { padded_to.saturating_sub(media.payload.len()) } else { 0 };
-        let (mapped, payload, padding) = match verdict {
-            Verdict::Send(mapped) => (mapped, packet.get(carried)?, padding),
-            Verdict::Fill(mapped) => (mapped, &[][..], 1),
-            Verdict::Leave => return None,
-        };
-        if let Some(layer) = media.layer_of(passage)
-            && outgoing.layer.is_none_or(|(before, _)| before != layer)
-        {
-            outgoing.layer = Some((layer, false));
-        }
-        outgoing.stream.sent(payload.len());
-        self.credit = (self.credit + payload.len() / 2).min(CREDIT_MAX);
-        let is_repeated_as_it_is = format.rtx.is_none() && format.format.codec.is_video();
-        let is_numbered = outgoing.plan.is_numbered() && !is_repeated_as_it_is;
-        let place = Place {
-            payload_type: red.unwrap_or(format.payload_type),
-            block_type: red.map(|_| format.payload_type),
-            ssrc: outgoing.stream.ssrc(),
-            index: mapped.index,
-            original: None,
-            padding,
-            transport: is_numbered.then(|| self.sent.next()),
-        };
-        let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
-        self.meter.down.bytes += len as u64;
-        if is_numbered {
-            self.sent.push(now);
-        }
-        Some(len)
-    }
-
-    /// Whether retransmissions may take so many bytes more.
-    pub fn may_resend(&self, len: usize) -> bool {
-        self.credit >= len
-    }
-
-    /// Writes a packet once more, on the source of retransmissions where the client has one.
-    pub fn resend(&mut self, now: Instant, media: &Media, packet: &[u8], slot: &mut [u8]) -> Option<usize> {
-        let (_, sender) = self.keys.as_ref()?;
-        let outgoing = self.outgoing.iter_mut().find(|o| o.plan.track == media.track)?;
-        let format = media.format.among(&outgoing.plan.formats)?;
-        self.credit = self.credit.saturating_sub(media.payload.len());
-        let input = media.input(now);
-        let (mapped, payload, padding) = match outgoing.stream.map(&input) {
-            Verdict::Send(mapped) => (mapped, packet.get(media.payload.clone())?, 0),
-            Verdict::Fill(mapped) => (mapped, &[][..], 1),
-            Verdict::Leave => return None,
-        };
-        let (payload_type, ssrc, index, original) = match format.rtx {
-            Some(rtx) => (rtx, outgoing.stream.rtx_ssrc(), outgoing.stream.next_rtx(), Some(mapped.index as u16)),
-            None => (format.payload_type, outgoing.stream.ssrc(), mapped.index, None),
-        };
-        let is_numbered = outgoing.plan.is_numbered() && original.is_some();
-        let transport = is_numbered.then(|| self.sent.next());
-        let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
-        let len = write(slot, sender, media, packet, &outgoing.plan, &mapped, payload, &place)?;
-        self.meter.down.bytes += len as u64;
-        if is_numbered {
-            self.sent.push(now);
-        }
-        Some(len)
     }
 
     /// Asks the client for a key frame of one layer of its track.
@@ -736,7 +560,7 @@ impl Session {
             let delay = ((now.since(since).as_micros() as u64) << 16) / 1_000_000;
             compounds.add(|out| rtcp::write_delay(out, self.rtcp_ssrc, to, last_rr, delay as u32));
         }
-        for outgoing in &mut self.outgoing {
+        for outgoing in self.hearing.streams_mut() {
             if let Some(info) = outgoing.stream.sender_report(now.as_ntp()) {
                 outgoing.has_reported = true;
                 compounds.add(|out| {
@@ -745,20 +569,6 @@ impl Session {
                 });
             }
         }
-    }
-
-    /// Layers that have changed and were not told.
-    pub(super) fn layer_news(&mut self) -> impl Iterator<Item = (TrackId, u8)> {
-        let untold = self.outgoing.iter_mut().filter_map(|o| Some((o.plan.track, o.layer.as_mut().filter(|(_, was_told)| !was_told)?)));
-        untold.map(|(track, (layer, was_told))| {
-            *was_told = true;
-            (track, *layer)
-        })
-    }
-
-    /// A stream that has a clock now and has not said so: its receiver cannot put sound and picture together before.
-    pub(super) fn has_news(&self, now: Instant) -> bool {
-        self.outgoing.iter().any(|o| !o.has_reported && o.stream.sender_report(now.as_ntp()).is_some())
     }
 }
 
@@ -781,97 +591,4 @@ impl Compounds {
 /// The format that a payload type stands for, bare or redundant.
 fn offered(formats: &[OfferedFormat], payload_type: u8) -> Option<&OfferedFormat> {
     formats.iter().find(|f| f.payload_type == payload_type || f.red.as_ref().is_some_and(|(red, _)| *red == payload_type))
-}
-
-/// Where a packet goes in the numbers of its receiver.
-struct Place {
-    payload_type: u8,
-    /// Of a redundant payload: the type of its parts.
-    block_type: Option<u8>,
-    ssrc: u32,
-    index: u64,
-    /// Of a retransmission: the number it went out with before.
-    original: Option<u16>,
-    padding: usize,
-    /// Transport-wide number. None for what may have to go out once more as it was: one number, one content.
-    transport: Option<u16>,
-}
-
-/// Header, payload and tag into `slot`; the packet's length.
-#[allow(clippy::too_many_arguments, reason = "two packets meet here: the one that came and the one that goes")]
-fn write(
-    slot: &mut [u8],
-    sender: &Sender,
-    media: &Media,
-    packet: &[u8],
-    plan: &negotiate::Send,
-    mapped: &Mapped,
-    payload: &[u8],
-    place: &Place,
-) -> Option<usize> {
-    let fields = rtp::Outgoing {
-        marker: mapped.marker,
-        has_padding: place.padding > 0,
-        payload_type: place.payload_type,
-        sequence: place.index as u16,
-        timestamp: mapped.timestamp,
-        ssrc: place.ssrc,
-    };
-    let (ours, theirs) = (&plan.extensions, media.extensions);
-    // Ours wins over the publisher's, and is said when a receiver starts: it keeps to what it heard last.
-    let playout = plan.playout.map(Playout::bytes);
-    let said = playout.as_ref().filter(|_| media.frame.starts_key_frame);
-    let said = said.and_then(|value| Some((ours.id(Extension::PlayoutDelay)?, &value[..])));
-    let is_renumbered = media.format.codec == Codec::Av1 && media.frame_number.is_some_and(|number| number != mapped.frame_number);
-    let descriptor = theirs.id(Extension::DependencyDescriptor).filter(|_| is_renumbered);
-    let descriptor = descriptor.and_then(|id| media.header.extensions(packet).find(|(i, _)| *i == id));
-    let mut bytes;
-    let renumbered = match descriptor {
-        Some((_, value)) => {
-            bytes = [0; u8::MAX as usize];
-            let value_as_it_goes = bytes.get_mut(..value.len())?;
-            value_as_it_goes.copy_from_slice(value);
-            dependency::set_frame_number(value_as_it_goes, mapped.frame_number);
-            Some(&*value_as_it_goes)
-        }
-        None => None,
-    };
-    let extensions = media.header.extensions(packet).filter_map(move |(id, value)| {
-        let extension = theirs.extension(id).filter(|e| e.is_end_to_end())?;
-        if extension == Extension::PlayoutDelay && playout.is_some() {
-            return None;
-        }
-        let value = renumbered.filter(|_| extension == Extension::DependencyDescriptor).unwrap_or(value);
-        Some((ours.id(extension)?, value))
-    });
-    let transport = place.transport.map(u16::to_be_bytes);
-    let numbered = transport.as_ref().and_then(|number| Some((ours.id(Extension::TransportCc)?, &number[..])));
-    let extensions = extensions.chain(said).chain(numbered);
-    let header_len = rtp::write_header(slot, fields, media.header.csrcs(packet), extensions)?;
-    let mut at = header_len;
-    if let Some(original) = place.original {
-        slot.get_mut(at..at + 2)?.copy_from_slice(&original.to_be_bytes());
-        at += 2;
-    }
-    let body = slot.get_mut(at..at + payload.len())?;
-    body.copy_from_slice(payload);
-    if let Some((descriptor, _)) = media.picture.filter(|_| !payload.is_empty()) {
-        descriptor.rewrite(body, mapped.picture_id, mapped.tl0_pic_idx);
-    }
-    if let Some(ids) = media.vp9.filter(|_| !payload.is_empty()) {
-        ids.rewrite(body, mapped.frame_number, mapped.tl0_pic_idx);
-    }
-    if let Some(payload_type) = place.block_type {
-        red::set_payload_type(body, payload_type);
-    }
-    at += payload.len();
-    if place.padding > 0 {
-        let padding = slot.get_mut(at..at + place.padding)?;
-        padding.fill(0);
-        *padding.last_mut()? = place.padding as u8;
-        at += place.padding;
-    }
-    let len = at + sender.rtp_overhead();
-    sender.protect_rtp(slot.get_mut(..len)?, header_len, fields.ssrc, place.index);
-    Some(len)
 }

@@ -4,12 +4,14 @@
 //! A session knows its own keys and numbers. It does not know who else is in the room: media that it unprotects goes up
 //! to the shard, and comes down to the sessions that hear it.
 
+mod hearing;
 mod media;
 pub mod negotiate;
 pub mod path;
 pub mod quality;
 
-pub use media::{FORWARD_OVERHEAD_MAX, Media, Passage};
+pub use hearing::{FORWARD_OVERHEAD_MAX, Passage};
+pub use media::Media;
 
 use crate::base::id::{PathId, SessionId, TrackId};
 use crate::base::time::{Anchor, Duration, Instant};
@@ -17,12 +19,13 @@ use crate::engine::dtls::{self, Dtls, Identity};
 use crate::engine::ice::{self, Credentials, Ice, IceDrop};
 use crate::engine::rtp_in::{Arrivals, SenderClock};
 use crate::engine::sctp::{self, Sctp};
-use crate::engine::sent::{Sent, Told};
+use crate::engine::sent::Told;
 use crate::engine::srtp::{self, Profile, SrtpError};
 use crate::wire::data_packet::Delivery;
 use crate::wire::dcep::{Limit, Reliability};
 use crate::wire::stun::Message;
-use media::{Compounds, NACKS_MAX, Outgoing, RoundTrip, Source, TOLD_MAX};
+use hearing::{Hearing, Outgoing};
+use media::{Compounds, NACKS_MAX, RoundTrip, Source, TOLD_MAX};
 use negotiate::{Plan, Receive};
 use quality::{Meter, Sample};
 use std::collections::{HashMap, VecDeque};
@@ -35,8 +38,6 @@ const CHANNEL_WITHIN: Duration = Duration::from_secs(20);
 const EARLY_MESSAGES_MAX: usize = 128 * 1024;
 /// Sources that one session may have sent in all its life.
 const SPENT_MAX: usize = 65_536;
-/// What a session may retransmit before it has sent anything to speak of, bytes.
-const CREDIT_START: usize = 64 * 1024;
 
 /// Life of a transport.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,7 +157,9 @@ pub struct Session {
     identity: Identity,
     ice: Ice,
     dtls: Option<Dtls>,
-    keys: Option<(srtp::Receiver, srtp::Sender)>,
+    /// Its keys; none before the handshake.
+    receiver: Option<srtp::Receiver>,
+    hearing: Hearing,
     sctp: Sctp,
     /// The channels are ours to open.
     opens_channels: bool,
@@ -175,12 +178,8 @@ pub struct Session {
     round_trip: RoundTrip,
     /// Lost packets that came again with later ones, for the shard to fetch.
     recovered: Vec<Media>,
-    outgoing: Vec<Outgoing>,
     /// Sources that ended since the last report.
     gone: Vec<u32>,
-    sent: Sent,
-    /// Bytes that retransmissions may take now.
-    credit: usize,
     /// Packets that the client may ask for until the next report.
     nacks_left: usize,
     /// Packets that it may tell about until then.
@@ -210,7 +209,8 @@ impl Session {
             identity,
             ice: Ice::new(now, local),
             dtls: None,
-            keys: None,
+            receiver: None,
+            hearing: Hearing::default(),
             sctp: Sctp::new(anchor),
             opens_channels: false,
             early_messages: Vec::new(),
@@ -224,10 +224,7 @@ impl Session {
             clock: SenderClock::default(),
             round_trip: RoundTrip::default(),
             recovered: Vec::new(),
-            outgoing: Vec::new(),
             gone: Vec::new(),
-            sent: Sent::default(),
-            credit: CREDIT_START,
             nacks_left: NACKS_MAX,
             told_left: TOLD_MAX,
             spent: HashMap::new(),
@@ -252,7 +249,7 @@ impl Session {
     }
 
     pub fn profile(&self) -> Option<Profile> {
-        self.keys.as_ref().map(|(receiver, _)| receiver.profile())
+        self.receiver.as_ref().map(srtp::Receiver::profile)
     }
 
     /// Where media goes: the path the client chose, before that the last one it used.
@@ -292,18 +289,20 @@ impl Session {
         self.source_order.retain(|ssrc| self.sources.contains_key(ssrc));
         self.receive = receive;
         let goes_on = |o: &Outgoing| plan.send.iter().any(|p| p.track == o.plan.track && p.ssrc == o.plan.ssrc);
-        let (mut before, gone): (Vec<_>, Vec<_>) = std::mem::take(&mut self.outgoing).into_iter().partition(goes_on);
+        let (mut before, gone): (Vec<_>, Vec<_>) = self.hearing.take_streams().into_iter().partition(goes_on);
         self.spent.extend(gone.iter().flat_map(Outgoing::spent));
         self.gone.extend(gone.iter().map(|o| o.plan.ssrc.0));
+        let mut streams: Vec<Outgoing> = Vec::new();
         for plan in plan.send {
             let known = before.iter().position(|o| o.plan.track == plan.track && o.plan.ssrc == plan.ssrc);
-            self.outgoing.push(match known {
+            streams.push(match known {
                 Some(at) => before.swap_remove(at).replan(plan),
-                None if self.outgoing.iter().any(|o| o.plan.ssrc == plan.ssrc) || self.spent.len() > SPENT_MAX => continue,
+                None if streams.iter().any(|o| o.plan.ssrc == plan.ssrc) || self.spent.len() > SPENT_MAX => continue,
                 None => Outgoing::new(plan, &self.spent),
             });
         }
-        self.gone.retain(|ssrc| !self.outgoing.iter().any(|o| o.plan.ssrc.0 == *ssrc));
+        self.gone.retain(|ssrc| !streams.iter().any(|o| o.plan.ssrc.0 == *ssrc));
+        self.hearing.set_streams(streams);
     }
 
     /// A STUN message that names our ufrag, over `path`, from `seen_as`.
@@ -359,7 +358,7 @@ impl Session {
     }
 
     fn send_rtcp(&mut self, mut compound: Vec<u8>, out: &mut Vec<Effect>) {
-        if let (Some((_, sender)), Some(path)) = (&mut self.keys, self.ice.selected().or(self.last_path)) {
+        if let (Some(sender), Some(path)) = (&mut self.hearing.sender, self.ice.selected().or(self.last_path)) {
             sender.protect_rtcp(&mut compound);
             out.push(Effect::Send { path, bytes: compound });
         }
@@ -408,12 +407,19 @@ impl Session {
 
     /// What it was like since the last sample; the last one.
     pub fn last_sample(&mut self, now: Instant) -> Sample {
-        self.meter.rest(now, self.round_trip.told_so_far())
+        let rtt = self.round_trip.told_so_far();
+        self.meter().rest(now, rtt)
+    }
+
+    /// With what has left until now.
+    fn meter(&mut self) -> &mut Meter {
+        self.meter.down.bytes += std::mem::take(&mut self.hearing.bytes);
+        &mut self.meter
     }
 
     /// Says goodbye.
     pub fn close(&mut self, now: Instant, out: &mut Vec<Effect>) {
-        let sources: Vec<u32> = self.outgoing.iter().map(|o| o.plan.ssrc.0).collect();
+        let sources: Vec<u32> = self.hearing.streams().iter().map(|o| o.plan.ssrc.0).collect();
         let mut compounds = Compounds::default();
         if !sources.is_empty() {
             self.say_bye(&sources, &mut compounds);
@@ -457,7 +463,8 @@ impl Session {
             if self.report_due <= now || self.has_news(now) {
                 self.report_due = now + REPORT_INTERVAL;
                 self.report(now, &mut compounds);
-                out.extend(self.meter.take(now, self.round_trip.told_so_far()).map(Effect::Sampled));
+                let rtt = self.round_trip.told_so_far();
+                out.extend(self.meter().take(now, rtt).map(Effect::Sampled));
                 out.extend(self.layer_news().map(|(track, layer)| Effect::Layer { track, layer }));
                 out.extend(self.stream_news.drain(..).map(|(track, is_paused)| Effect::StreamState { track, is_paused }));
             }
@@ -500,7 +507,7 @@ impl Session {
                 ice::Effect::Silent { was_busy } => Effect::Silent { was_busy },
                 // A browser waits three seconds for lost pictures before it asks for a new one.
                 ice::Effect::Back => {
-                    out.extend(self.outgoing.iter().filter(|o| o.plan.is_video()).map(|o| Effect::KeyFrameWanted(o.plan.track)));
+                    out.extend(self.hearing.streams().iter().filter(|o| o.plan.is_video()).map(|o| Effect::KeyFrameWanted(o.plan.track)));
                     continue;
                 }
                 ice::Effect::Unreachable => {
@@ -522,7 +529,8 @@ impl Session {
                 }
                 dtls::Effect::Keys { use_srtp, material, role } => {
                     let is_client = role == dtls::Role::Client;
-                    self.keys = Profile::from_use_srtp(use_srtp).and_then(|p| srtp::from_exported(p, &material, is_client));
+                    let keys = Profile::from_use_srtp(use_srtp).and_then(|p| srtp::from_exported(p, &material, is_client));
+                    (self.receiver, self.hearing.sender) = keys.unzip();
                     self.go_live(out);
                 }
                 dtls::Effect::Connected => self.go_live(out),

@@ -38,7 +38,7 @@ fn end(offer: &str, uses: &[Use]) -> End {
     let (key, salt) = Profile::AeadAes128Gcm.lengths();
     let material: Vec<u8> = (0..2 * (key + salt) as u8).collect();
     let keys = |is_client| srtp::from_exported(Profile::AeadAes128Gcm, &material, is_client).expect("keys");
-    session.keys = Some(keys(false));
+    (session.receiver, session.hearing.sender) = Some(keys(false)).unzip();
     session.state = State::Live;
     let (from_us, to_us) = keys(true);
     End { session, to_us, from_us }
@@ -67,7 +67,7 @@ impl End {
         let mut bytes = [0; 512];
         let timestamp = u32::from(sequence) * 960;
         let fields = rtp::Outgoing { marker: false, has_padding: false, payload_type, sequence, timestamp, ssrc: SOURCE };
-        let header = rtp::write_header(&mut bytes, fields, &[], std::iter::empty()).expect("it fits");
+        let header = rtp::write_header(&mut bytes, fields, &[], &[]).expect("it fits");
         bytes[header..header + payload.len()].copy_from_slice(payload);
         let len = header + payload.len() + self.to_us.rtp_overhead();
         self.to_us.protect_rtp(&mut bytes[..len], header, SOURCE, u64::from(sequence));
@@ -83,7 +83,7 @@ impl End {
         let len = self.session.forward(at(0), media, packet, Passage::Continue { spatial_max: 0 }, 0, &mut slot).expect("forwarded");
         let (header, len, _) = self.from_us.unprotect_rtp(&mut slot[..len]).expect("protected by us");
         let payload = header.payload(&slot[..len]).expect("well-formed");
-        let id = self.session.outgoing[0].plan.extensions.id(Extension::TransportCc);
+        let id = self.session.hearing.streams()[0].plan.extensions.id(Extension::TransportCc);
         let number = header.extensions(&slot[..len]).find(|(i, _)| Some(*i) == id).map(|(_, n)| u16::from_be_bytes([n[0], n[1]]));
         let payload = slot[payload].to_vec();
         (header, payload, number)
@@ -158,7 +158,7 @@ fn rubbish_under_the_type_of_redundancy_is_malformed() {
     let mut publisher = publisher(true);
     let mut bytes = [0; 64];
     let fields = rtp::Outgoing { marker: false, has_padding: false, payload_type: 63, sequence: 1, timestamp: 0, ssrc: SOURCE };
-    let header = rtp::write_header(&mut bytes, fields, &[], std::iter::empty()).expect("it fits");
+    let header = rtp::write_header(&mut bytes, fields, &[], &[]).expect("it fits");
     bytes[header] = 0xFF;
     let len = header + 1 + publisher.to_us.rtp_overhead();
     publisher.to_us.protect_rtp(&mut bytes[..len], header, SOURCE, 1);

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //! take_media     decrypted packets of the turn, in their buffers
-//! fan_out        room: who gets which -> sorted by hearer -> session writes into the egress -> store keeps them. A large turn
+//! fan_out        room: who gets which -> hearer by hearer -> session writes into the egress -> store keeps them. A large turn
 //!                goes in pieces: when the egress is full, the driver sends and comes again
 //! resend         NACK -> session recalls the packet -> store -> session writes it again
 //! ```
@@ -16,7 +16,7 @@ use crate::base::id::{Carrier, RoomId, SessionId, TrackId, WorkerId};
 use crate::base::time::Now;
 use crate::room::layers::Verdict;
 use crate::room::{Routed, Word};
-use crate::session::path::{Cargo, Lag, Thinned};
+use crate::session::path::{Cargo, Lag, Route, Thinned};
 use crate::session::{FORWARD_OVERHEAD_MAX, Media, Passage};
 use crate::wire::rtp::Codec;
 
@@ -39,6 +39,8 @@ const EARLY_DEMANDS_MAX: usize = 1024;
 pub struct FanOut {
     packets: Vec<Packet>,
     deliveries: Vec<Delivery>,
+    /// Room for them in another order.
+    rearranged: Vec<Delivery>,
     /// Deliveries that are done; `None` before it is known who gets what.
     done: Option<usize>,
     routed: Routed,
@@ -124,7 +126,7 @@ impl Shard {
                 self.at_work = Some(packet.publisher);
                 packet.is_kept = self.route(now, at, packet, &mut turn.routed, &mut turn.deliveries);
             }
-            turn.deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
+            arrange(&mut turn.deliveries, &mut turn.rearranged, turn.packets.len());
             0
         });
         let mut warmed = done;
@@ -156,10 +158,17 @@ impl Shard {
     /// So many deliveries are theirs.
     fn warm(&self, deliveries: &[Delivery], packets: &[Packet]) -> usize {
         let mut count = 0;
-        for hearer in deliveries.chunk_by(|a, b| a.hearer == b.hearer).take(AHEAD) {
+        let mut hearers = [None; AHEAD];
+        for (place, hearer) in hearers.iter_mut().zip(deliveries.chunk_by(|a, b| a.hearer == b.hearer)) {
             count += hearer.len();
-            let first = &hearer[0];
-            std::hint::black_box(self.sessions.get(&first.hearer).map(|s| s.warm(packets[first.at].media.track)));
+            *place = self.sessions.get(&hearer[0].hearer).map(|session| (session, packets[hearer[0].at].media.track));
+        }
+        // Where a stream is stands in its session: that is fetched for all of them first.
+        for (session, _) in hearers.iter().flatten() {
+            std::hint::black_box(session.warm());
+        }
+        for (session, track) in hearers.iter().flatten() {
+            std::hint::black_box(session.warm_stream(*track));
         }
         count
     }
@@ -257,23 +266,29 @@ impl Shard {
 
     /// All packets of the turn for one hearer.
     fn deliver(&mut self, now: Now, deliveries: &[Delivery], packets: &[Packet]) {
+        let hearer = deliveries[0].hearer;
+        self.at_work = Some(hearer);
+        let Some(path) = self.sessions.get(&hearer).and_then(|s| s.path()) else { return };
+        let Some(route) = super::route_of(&self.turn, now, path) else {
+            return self.counters.add(Counter::DropRelayNoRoute, deliveries.len() as u64);
+        };
         let len = |d: &Delivery| packets[d.at].media.payload.len();
         let mut run = 0;
         for (i, delivery) in deliveries.iter().enumerate() {
             let Packet { media, buf, .. } = &packets[delivery.at];
             run = padded(run, len(delivery), deliveries[i + 1..].iter().take(LOOK_AHEAD).map(len));
-            self.forward(now, delivery.hearer, media, buf, delivery.passage, run);
+            self.forward(now, hearer, route, media, buf, delivery.passage, run);
             if let Passage::Start { spatial_max, temporal_max } = delivery.passage {
                 let earlier = packets[..delivery.at].iter().filter(|p| p.media.track == media.track && p.media.layer == media.layer);
                 let mut missed: Vec<(u64, &Packet)> = earlier.map(|p| (p.media.sequence, p)).collect();
                 missed.sort_unstable_by_key(|(sequence, _)| *sequence);
-                self.catch_up(now, delivery.hearer, media, (spatial_max, temporal_max), &missed);
+                self.catch_up(now, hearer, route, media, (spatial_max, temporal_max), &missed);
             }
         }
     }
 
     /// A stream that starts with a late packet goes on with those that came before it: in earlier turns, or in this one.
-    fn catch_up(&mut self, now: Now, hearer: SessionId, start: &Media, layers: (u8, u8), missed: &[(u64, &Packet)]) {
+    fn catch_up(&mut self, now: Now, hearer: SessionId, route: Route, start: &Media, layers: (u8, u8), missed: &[(u64, &Packet)]) {
         if !start.frame.is_late {
             return;
         }
@@ -288,16 +303,15 @@ impl Shard {
             let media = Media { arrived: now.mono, ..media };
             let is_wanted = media.frame.spatial_id.is_none_or(|s| s <= spatial_max) && media.frame.temporal_id <= temporal_max;
             let passage = if is_wanted { Passage::Continue { spatial_max } } else { Passage::Skip };
-            self.forward(now, hearer, &media, &packet, passage, 0);
+            self.forward(now, hearer, route, &media, &packet, passage, 0);
         }
     }
 
-    fn forward(&mut self, now: Now, hearer: SessionId, media: &Media, packet: &[u8], passage: Passage, padded_to: usize) {
+    #[allow(clippy::too_many_arguments, reason = "one packet, to one hearer, on one way")]
+    fn forward(&mut self, now: Now, hearer: SessionId, route: Route, media: &Media, packet: &[u8], passage: Passage, padded_to: usize) {
         self.at_work = Some(hearer);
         let Some(session) = self.sessions.get_mut(&hearer) else { return };
         let mut asks = false;
-        let Some(path) = session.path() else { return };
-        let Some(route) = super::route_of(&self.turn, now, path) else { return self.counters.count(Counter::DropRelayNoRoute) };
         let (padded_to, passage) = match route.carrier {
             Carrier::Udp { .. } => (padded_to, passage),
             Carrier::Stream(stream) => {
@@ -374,10 +388,31 @@ impl Shard {
     }
 }
 
+/// Of so many packets in turn, each to its hearers: hearer by hearer.
+fn arrange(deliveries: &mut Vec<Delivery>, rearranged: &mut Vec<Delivery>, packets: usize) {
+    let each = deliveries.len() / packets;
+    let mut of_packets = deliveries.chunks(each.max(1));
+    let first = of_packets.next().unwrap_or_default();
+    // Packets of one picture go to the same hearers, in the same order: that needs no sorting.
+    let is_even = deliveries.len().is_multiple_of(packets)
+        && of_packets.all(|of_packet| of_packet.iter().map(|d| d.hearer).eq(first.iter().map(|d| d.hearer)));
+    if is_even {
+        rearranged.clear();
+        rearranged.extend((0..each).flat_map(|nth| deliveries.iter().skip(nth).step_by(each)));
+        std::mem::swap(deliveries, rearranged);
+    } else {
+        deliveries.sort_unstable_by_key(|d| (d.hearer, d.at));
+    }
+}
+
 /// The length that makes a payload of `len` part of a run: that of the run before it, or of those that come. Browsers cut a
 /// frame into pieces that differ by a byte; the kernel takes pieces of one length only.
 fn padded(run: usize, len: usize, next: impl Iterator<Item = usize>) -> usize {
     let near = |other: usize| other >= len && other - len <= PADDING_MAX;
+    let mut next = next.peekable();
+    if near(run) && next.peek().is_some_and(|other| run >= *other && run - other <= PADDING_MAX) {
+        return run;
+    }
     let mut target = len;
     let mut has_next = false;
     for other in next.take_while(|other| near(*other) || (*other < len && len - other <= PADDING_MAX)) {
@@ -391,6 +426,28 @@ fn padded(run: usize, len: usize, next: impl Iterator<Item = usize>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Whatever packets go to whom, each hearer's are together and in order.
+    #[test]
+    fn deliveries_are_put_together_by_hearer() {
+        let even: &[&[&[u64]]] = &[&[&[5]], &[&[7, 3, 5], &[7, 3, 5], &[7, 3, 5]], &[&[], &[]]];
+        let uneven: &[&[&[u64]]] = &[&[&[7, 3, 5], &[7, 5], &[3, 7, 5]], &[&[7, 3], &[5, 9], &[]], &[&[], &[5]], &[&[5], &[5], &[]]];
+        for row in even.iter().chain(uneven) {
+            let delivery = |at, id: &u64| Delivery { hearer: SessionId(*id), at, passage: Passage::Skip };
+            let mut deliveries: Vec<Delivery> =
+                row.iter().enumerate().flat_map(|(at, hearers)| hearers.iter().map(move |id| delivery(at, id))).collect();
+            let mut want: Vec<(u64, usize)> = deliveries.iter().map(|d| (d.hearer.0, d.at)).collect();
+            arrange(&mut deliveries, &mut Vec::new(), row.len());
+            let mut got: Vec<(u64, usize)> = Vec::new();
+            for hearer in deliveries.chunk_by(|a, b| a.hearer == b.hearer) {
+                assert!(hearer.is_sorted_by_key(|d| d.at) && !got.iter().any(|(id, _)| *id == hearer[0].hearer.0), "{row:?}");
+                got.extend(hearer.iter().map(|d| (d.hearer.0, d.at)));
+            }
+            got.sort_unstable();
+            want.sort_unstable();
+            assert_eq!(got, want);
+        }
+    }
 
     #[test]
     fn pieces_of_a_frame_get_one_length() {

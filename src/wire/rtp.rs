@@ -126,19 +126,10 @@ pub struct Outgoing {
 
 /// Writes headers into `out`; returns the header's length, or `None` when `out` is too short or an id does not fit.
 /// One-byte elements are used while every value allows it, else two-byte ones (RFC 8285 §4.2, §4.3).
-pub fn write_header<'e>(
-    out: &mut [u8],
-    fields: Outgoing,
-    csrcs: &[u8],
-    extensions: impl Iterator<Item = (u8, &'e [u8])> + Clone,
-) -> Option<usize> {
+pub fn write_header(out: &mut [u8], fields: Outgoing, csrcs: &[u8], extensions: &[(u8, &[u8])]) -> Option<usize> {
     let block = FIXED_LEN + csrcs.len();
-    // The form with one byte fits nearly always; where it does not, all of it is written again.
     let is_short = |(id, value): &(u8, &[u8])| *id < 15 && (1..=16).contains(&value.len());
-    let (some, end) = match write_extensions(out, block, extensions.clone().map(|e| is_short(&e).then_some(e)), true) {
-        Some(written) => written,
-        None => write_extensions(out, block, extensions.map(Some), false)?,
-    };
+    let (some, end) = write_extensions(out, block, extensions, extensions.iter().all(is_short))?;
     let first = 0x80 | if fields.has_padding { 0x20 } else { 0 } | if some { 0x10 } else { 0 } | (csrcs.len() / 4) as u8;
     let second = if fields.marker { 0x80 } else { 0 } | fields.payload_type & 0x7F;
     out.get_mut(..2)?.copy_from_slice(&[first, second]);
@@ -149,22 +140,15 @@ pub fn write_header<'e>(
     Some(end)
 }
 
-/// Writes the block of extensions (RFC 8285 §4.2, §4.3) at `block`: whether there were any, and where it ends. `None` when they do
-/// not fit into this form.
-fn write_extensions<'e>(
-    out: &mut [u8],
-    block: usize,
-    extensions: impl Iterator<Item = Option<(u8, &'e [u8])>>,
-    one_byte: bool,
-) -> Option<(bool, usize)> {
+/// Writes the block of extensions (RFC 8285 §4.2, §4.3) at `block`: whether there were any, and where it ends.
+fn write_extensions(out: &mut [u8], block: usize, extensions: &[(u8, &[u8])], one_byte: bool) -> Option<(bool, usize)> {
     let mut len = block + 4;
-    for extension in extensions {
-        let (id, value) = extension?;
+    for (id, value) in extensions {
         if one_byte {
             *out.get_mut(len)? = id << 4 | (value.len() - 1) as u8;
             len += 1;
         } else {
-            out.get_mut(len..len + 2)?.copy_from_slice(&[id, u8::try_from(value.len()).ok()?]);
+            out.get_mut(len..len + 2)?.copy_from_slice(&[*id, u8::try_from(value.len()).ok()?]);
             len += 2;
         }
         out.get_mut(len..len + value.len())?.copy_from_slice(value);
@@ -370,7 +354,7 @@ mod tests {
             &[&[], &[(1, b"a")], &[(1, b"0"), (14, &[1; 16])], &[(1, b"0"), (3, &long)], &[(200, b"xyz"), (2, b"")]];
         for row in rows {
             let mut out = [0xAA; 128];
-            let len = write_header(&mut out, FIELDS, &[0, 0, 0, 1], row.iter().copied()).expect("it fits");
+            let len = write_header(&mut out, FIELDS, &[0, 0, 0, 1], row).expect("it fits");
             let packet = &out[..len];
             let header = Header::read(packet).expect("our own header");
             assert_eq!(header.len, len);
@@ -397,6 +381,6 @@ mod tests {
             assert!(Header::read(&[0x80; 12][..n]).is_err());
         }
         assert!(Header::read(&[0x9F; 12]).is_err(), "extension missing");
-        assert!(write_header(&mut [0; 20], FIELDS, &[], [(1, &[0; 16][..])].into_iter()).is_none());
+        assert!(write_header(&mut [0; 20], FIELDS, &[], &[(1, &[0; 16])]).is_none());
     }
 }
