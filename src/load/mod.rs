@@ -36,7 +36,7 @@ mod way;
 pub use ear::Spread;
 pub use relay::{Direction, RelayPlan, RelayReport, TurnPeer, run as run_relay};
 pub use report::{Report, Window};
-pub use signal::relay_url;
+pub use signal::{relay_url, strangers};
 pub use turn::Login;
 pub use usage::Usage;
 

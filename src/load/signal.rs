@@ -12,8 +12,10 @@ use livekit_protocol as proto;
 use livekit_protocol::signal_request::Message as Up;
 use livekit_protocol::signal_response::Message as Down;
 use prost::Message as _;
+use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
@@ -63,7 +65,7 @@ impl Front {
             Some(address) => address,
             None => SocketAddr::new(outbound::look_up(&name).await?, port),
         };
-        let tls = TlsConnector::from(outbound::trust(plan.authority.as_deref())?);
+        let tls = strangers(plan.authority.as_deref())?;
         Ok(Self { host, address, is_secure, tls })
     }
 
@@ -81,7 +83,7 @@ impl Front {
             Some(address) => address,
             None => SocketAddr::new(outbound::look_up(name).await?, port),
         };
-        let tls = TlsConnector::from(outbound::trust(authority)?);
+        let tls = strangers(authority)?;
         let tls_name = (path == Path::TurnTls).then(|| name.to_owned());
         let front = Self { host: name.to_owned(), address, is_secure: false, tls };
         Ok((front, Relay { path, target: Target { address, tls_name }, login: login.clone() }))
@@ -126,6 +128,13 @@ impl Front {
         }
         Ok(relays)
     }
+}
+
+/// TLS of people who have never been there, and who do not know each other: none has a ticket of a session before (RFC 8446 §2.2).
+pub fn strangers(authority: Option<&std::path::Path>) -> Result<TlsConnector, String> {
+    let mut config = outbound::trust(authority)?;
+    Arc::make_mut(&mut config).resumption = Resumption::disabled();
+    Ok(TlsConnector::from(config))
 }
 
 /// Transport, name and port of `turn:name:port?transport=…` or `turns:…`.
