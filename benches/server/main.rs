@@ -8,6 +8,7 @@
 
 mod floor;
 mod host;
+mod joins;
 mod net;
 mod peers;
 mod relay;
@@ -40,7 +41,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("50 all to all", rooms::all_to_all),
     ("calls of two through TURN", rooms::through_turn),
     ("UDP relay", relay::udp),
-    ("join", rooms::join),
+    ("join", joins::join),
     ("idle participant memory", rooms::idle_memory),
     ("subscription memory", rooms::subscription_memory),
     ("SFU-only allocation memory", relay::sfu_only_memory),

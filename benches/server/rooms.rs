@@ -1,17 +1,14 @@
-//! Rows of the SFU: fan-out, calls through relays, joins, memory, latency.
+//! Rows of the SFU: fan-out, calls through relays, memory, latency.
 
 use super::Context;
 use super::floor::{Floor, Source, Work};
-use super::host::{anonymous_bytes, median, own_cpu_s, pin, until};
+use super::host::{anonymous_bytes, median, pin, until};
 use super::net::Place;
 use super::peers::LiveKit;
 use super::server::{SECRET, Server};
 use super::summary::Row;
-use postern::base::time::{Anchor, Instant as Moment};
 use postern::control::auth::Keys;
-use postern::engine::dtls::{Dtls, Effect, Identity, Role};
 use postern::load::{self, Path, Plan, Report, Rooms, Sending, Watch};
-use postern::wire::sdp::Fingerprint;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -29,40 +26,37 @@ pub const PAUSE: Duration = Duration::from_millis(100);
 const PAYLOAD: u32 = 1_100;
 const AROUND: usize = 36;
 const AUDIO_PAYLOAD: usize = 100;
-/// Packets a second that a fan-out row aims at, by the length of its runs: about half of what a core can do.
-fn rate(run: u32) -> u32 {
-    match run {
-        1 => 120_000,
-        2..=4 => 200_000,
-        _ => 280_000,
-    }
-}
+/// Packets a second that a fan-out row may have.
+const RATES: [u32; 8] = [400_000, 280_000, 200_000, 140_000, 100_000, 70_000, 50_000, 35_000];
+/// Share of a core that the floor may take of it: the server then is busy for about half of the time. A hundred hearers of single
+/// packets come nowhere near.
+const FLOOR_LOAD: f64 = 0.35;
 
 /// Who comes, to whom.
 #[derive(Clone)]
-struct Cast {
+pub struct Cast {
     rooms: u32,
     publishers: u32,
     subscribers: u32,
     media: Sending,
     path: Path,
-    joins_a_second: f64,
+    pub joins_a_second: f64,
 }
 
-const SILENT: Sending = Sending { audio: false, layers: 0, bitrate_bps: 0, frames_per_second: 30 };
+pub const SILENT: Sending = Sending { audio: false, layers: 0, bitrate_bps: 0, frames_per_second: 30 };
 
 impl Cast {
-    fn new(rooms: u32, publishers: u32, subscribers: u32, media: Sending) -> Self {
+    pub fn new(rooms: u32, publishers: u32, subscribers: u32, media: Sending) -> Self {
         Self { rooms, publishers, subscribers, media, path: Path::Udp, joins_a_second: 250.0 }
     }
 
-    fn people(&self) -> u64 {
+    pub fn people(&self) -> u64 {
         u64::from(self.rooms) * u64::from(self.publishers + self.subscribers)
     }
 }
 
 /// Simulated participants in a thread on core 1, who send nothing while they are not asked.
-struct Crowd {
+pub struct Crowd {
     watch: Arc<Watch>,
     /// Until it has left.
     thread: Option<JoinHandle<Result<Report, String>>>,
@@ -122,7 +116,7 @@ impl Crowd {
         Ok(crowd)
     }
 
-    fn to(place: &Place, server: &Server, cast: &Cast) -> Result<Self, String> {
+    pub fn to(place: &Place, server: &Server, cast: &Cast) -> Result<Self, String> {
         Self::come(place, server.url(), Some(server.authority.clone()), server.process.pid(), cast)
     }
 
@@ -154,7 +148,7 @@ impl Crowd {
         self.watch.received.load(Relaxed)
     }
 
-    fn leave(mut self) -> Result<Report, String> {
+    pub fn leave(mut self) -> Result<Report, String> {
         self.go()
     }
 
@@ -165,11 +159,20 @@ impl Crowd {
     }
 }
 
-/// Pictures of `run` packets, as often as fits the rate.
-fn pictures(hearers: u32, run: u32) -> (Sending, Source) {
-    let fps = (rate(run) / (hearers * run)).clamp(1, 250);
+/// Pictures of `run` packets to so many, as often as fits the rate.
+fn pictures_at(rate: u32, hearers: u32, run: u32) -> (Sending, Source) {
+    let fps = (rate / (hearers * run)).clamp(1, 250);
     let media = Sending { audio: false, layers: 1, bitrate_bps: run * PAYLOAD * 8 * fps, frames_per_second: fps };
     (media, Source { every: Duration::from_secs(1) / fps, run: run as usize, len: PAYLOAD as usize + AROUND })
+}
+
+/// The same at a rate that suits the machine: a server that has hardly any time left sleeps less, and each packet costs it less.
+fn pictures(hearers: u32, run: u32) -> Result<(Sending, Source), String> {
+    let (_, source) = pictures_at(RATES[RATES.len() - 1], hearers, run);
+    let floor = Floor::start(&Place::loopback(), Work::FanOut { hearers: hearers as usize }, vec![source])?;
+    let us = median(in_turns(3, || Ok(()), || floor.us_per_packet(WINDOW / 2))?.into_iter().map(|((), us)| us).collect());
+    let rate = RATES.into_iter().find(|rate| f64::from(*rate) * us <= 1e6 * FLOOR_LOAD).unwrap_or(RATES[RATES.len() - 1]);
+    Ok(pictures_at(rate, hearers, run))
 }
 
 fn fan_out_name(hearers: u32, run: u32) -> String {
@@ -179,7 +182,7 @@ fn fan_out_name(hearers: u32, run: u32) -> String {
 
 pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
     let place = Place::loopback();
-    let (media, source) = pictures(hearers, run);
+    let (media, source) = pictures(hearers, run)?;
     let cast = Cast::new(1, 1, hearers, media);
     let server = Server::start(place.server, 1)?;
     let crowd = Crowd::to(&place, &server, &cast)?;
@@ -189,6 +192,7 @@ pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, St
     let report = crowd.leave()?;
     sound(&report)?;
     let mut row = Row::of_pairs(fan_out_name(hearers, run), "us/packet", &pairs);
+    row.packets_a_second = Some(media.frames_per_second * run * hearers);
     drop((floor, server));
     if context.with_peers {
         beside(&mut row, "livekit", of_livekit(&place, &cast));
@@ -246,15 +250,13 @@ fn of_livekit(place: &Place, cast: &Cast) -> Result<f64, String> {
 
 /// The same with a device behind the server that drops everything: nobody pays for receiving. The participants go on blindly.
 pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
+    let (media, source) = pictures(hearers, run)?;
     let place = Place::device()?;
-    let (media, source) = pictures(hearers, run);
     let server = place.at_server(|| Server::start(place.server, 1))??;
     let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, hearers, media))?;
     let floor = Floor::start(&place, Work::FanOut { hearers: hearers as usize }, vec![source])?;
-    // The floor's sinks have told where they are by now.
-    floor.us_per_packet(PAUSE)?;
-    floor.arrives.store(false, Relaxed);
     place.swing()?;
+    floor.arrives.store(false, Relaxed);
     let sent = || place.at_server(|| server.counter("postern_datagrams_sent_total ")).unwrap_or(0);
     let pairs = in_turns(PAIRS, || crowd.us_per_packet(|| server.process.cpu_s(), sent), || floor.us_per_packet(WINDOW))?;
     let heard = floor.received();
@@ -264,7 +266,9 @@ pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>
     }
     drop(server);
     crowd.leave()?;
-    Ok(vec![Row::of_pairs(format!("{}, device", fan_out_name(hearers, run)), "us/packet", &pairs)])
+    let mut row = Row::of_pairs(format!("{}, device", fan_out_name(hearers, run)), "us/packet", &pairs);
+    row.packets_a_second = Some(media.frames_per_second * run * hearers);
+    Ok(vec![row])
 }
 
 pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
@@ -312,100 +316,6 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     Ok(rows)
 }
 
-/// Joins in rooms of two, and the handshake that is a part of each. The floor is their public-key arithmetic.
-pub fn join(_: &Context) -> Result<Vec<Row>, String> {
-    let place = Place::loopback();
-    let cast = Cast { joins_a_second: 200.0, ..Cast::new(300, 2, 0, SILENT) };
-    let (mut joins, mut handshakes) = (Vec::new(), Vec::new());
-    for _ in 0..PAIRS {
-        let server = Server::start(place.server, 1)?;
-        let report = Crowd::to(&place, &server, &cast)?.leave()?;
-        let used = report.joining.and_then(|w| w.server).ok_or("no figures of joining")?;
-        let arithmetic = arithmetic_s();
-        // TLS: an agreement and a signature. DTLS: the same, and the client's certificate and signature are looked at.
-        joins.push((used.cpu_s * 1e3 / cast.people() as f64, 2e3 * (arithmetic.agree + arithmetic.sign) + 1e3 * arithmetic.verify));
-        handshakes.push((handshake_s()? * 1e3, 1e3 * (arithmetic.agree + arithmetic.sign + arithmetic.verify)));
-    }
-    Ok(vec![
-        Row::of_pairs("server processor time per join", "ms", &joins),
-        Row::of_pairs("server's half of a DTLS handshake", "ms", &handshakes),
-    ])
-}
-
-/// Processor time of one operation each, on P-256, s.
-struct Arithmetic {
-    agree: f64,
-    sign: f64,
-    verify: f64,
-}
-
-fn arithmetic_s() -> Arithmetic {
-    use aws_lc_rs::agreement::{ECDH_P256, EphemeralPrivateKey, UnparsedPublicKey as Theirs, agree_ephemeral};
-    use aws_lc_rs::rand::SystemRandom;
-    use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair, UnparsedPublicKey};
-    const TIMES: u32 = 2_000;
-    let random = SystemRandom::new();
-    let timed = |f: &dyn Fn()| {
-        let before = own_cpu_s();
-        (0..TIMES).for_each(|_| f());
-        (own_cpu_s() - before) / f64::from(TIMES)
-    };
-    let theirs = EphemeralPrivateKey::generate(&ECDH_P256, &random).and_then(|k| k.compute_public_key()).expect("a key");
-    let pair = EcdsaKeyPair::generate(&ECDSA_P256_SHA256_ASN1_SIGNING).expect("a key");
-    let signature = pair.sign(&random, b"hello").expect("a signature");
-    let public = UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, pair.public_key().as_ref().to_vec());
-    Arithmetic {
-        agree: timed(&|| {
-            let ours = EphemeralPrivateKey::generate(&ECDH_P256, &random).expect("a key");
-            let _public = ours.compute_public_key().expect("a key");
-            agree_ephemeral(ours, Theirs::new(&ECDH_P256, theirs.as_ref()), (), |_| Ok(())).expect("agreed");
-        }),
-        sign: timed(&|| {
-            pair.sign(&random, b"hello").expect("a signature");
-        }),
-        verify: timed(&|| public.verify(b"hello", signature.as_ref()).expect("authentic")),
-    }
-}
-
-/// Processor time of the server's half of a handshake, over a wire that loses nothing.
-fn handshake_s() -> Result<f64, String> {
-    const TIMES: u32 = 500;
-    let anchor = Anchor::new(std::time::Instant::now());
-    let (ours, theirs) = (Identity::generate()?, Identity::generate()?);
-    let print = |of: &Identity| {
-        let digest = of.fingerprint().split(':').filter_map(|byte| u8::from_str_radix(byte, 16).ok());
-        Fingerprint { hash: "sha-256".into(), digest: digest.collect() }
-    };
-    let mut spent = 0.0;
-    for _ in 0..TIMES {
-        let mut client = Dtls::new(theirs.clone(), anchor, Role::Client, print(&ours));
-        let mut server = Dtls::new(ours.clone(), anchor, Role::Server, print(&theirs));
-        let (mut up, mut down) = (Vec::new(), Vec::new());
-        client.start(Moment::from_millis(1), &mut up).map_err(|e| e.to_string())?;
-        let mut turns = 0;
-        while !(client.is_established() && server.is_established()) {
-            turns += 1;
-            if turns > 20 {
-                return Err("a handshake that does not end".into());
-            }
-            let at = Moment::from_millis(1 + turns);
-            for effect in up.drain(..) {
-                if let Effect::Send(bytes) = effect {
-                    let before = own_cpu_s();
-                    server.handle(at, &bytes, &mut down).map_err(|e| e.to_string())?;
-                    spent += own_cpu_s() - before;
-                }
-            }
-            for effect in down.drain(..) {
-                if let Effect::Send(bytes) = effect {
-                    client.handle(at, &bytes, &mut up).map_err(|e| e.to_string())?;
-                }
-            }
-        }
-    }
-    Ok(spent / f64::from(TIMES))
-}
-
 /// Memory of a server for each of many who are there and do nothing.
 pub fn idle_memory(_: &Context) -> Result<Vec<Row>, String> {
     let cast = Cast::new(100, 0, 20, SILENT);
@@ -440,7 +350,7 @@ pub fn subscription_memory(_: &Context) -> Result<Vec<Row>, String> {
 pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
     const HEARERS: u32 = 400;
     let place = Place::loopback();
-    let (media, _) = pictures(HEARERS, 4);
+    let (media, _) = pictures(HEARERS, 4)?;
     let cast = Cast::new(1, 1, HEARERS, media);
     let windows = |workers: usize| {
         let server = Server::start(place.server, workers)?;
@@ -454,18 +364,18 @@ pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
     for _ in 0..3 {
         pairs.extend(windows(2)?.into_iter().zip(windows(1)?));
     }
-    Ok(vec![Row::of_pairs("1 to 400 on two workers, to one", "us/packet", &pairs)])
+    let mut row = Row::of_pairs("1 to 400 on two workers, to one", "us/packet", &pairs);
+    row.packets_a_second = Some(media.frames_per_second * 4 * HEARERS);
+    Ok(vec![row])
 }
 
 /// How long a packet takes at about half load; the floor sends the same number on and is measured by the same clock.
 pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
     const HEARERS: u32 = 500;
-    const FPS: u32 = 250;
     const ROUNDS: usize = 5;
     const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
     let place = Place::loopback();
-    let media = Sending { audio: false, layers: 1, bitrate_bps: PAYLOAD * 8 * FPS, frames_per_second: FPS };
-    let source = Source { every: Duration::from_secs(1) / FPS, run: 1, len: PAYLOAD as usize + AROUND };
+    let (media, source) = pictures(HEARERS, 1)?;
     let server = Server::start(place.server, 1)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
     let us = |spread: &load::Spread| match spread.count {
@@ -485,8 +395,15 @@ pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
         pairs.extend(ours.into_iter().zip(floors.into_iter().map(|((), floor)| floor)));
     }
     let row = |(at, (_, name)): (usize, &(f64, &str))| {
-        let pairs: Vec<(f64, f64)> = pairs.iter().map(|(ours, floor)| (ours[at], floor[at])).collect();
-        Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", &pairs)
+        // None of ours lies beside one of the floor's: what is divided are the medians.
+        let [ours, floor] = [median(pairs.iter().map(|p| p.0[at]).collect()), median(pairs.iter().map(|p| p.1[at]).collect())];
+        let packets_a_second = Some(media.frames_per_second * HEARERS);
+        Row {
+            floor: Some(floor),
+            ratio: Some(ours / floor),
+            packets_a_second,
+            ..Row::new(format!("forwarding latency at half load, {name}"), "us", ours)
+        }
     };
     Ok(QUANTILES.iter().enumerate().map(row).collect())
 }
