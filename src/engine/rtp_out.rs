@@ -699,7 +699,8 @@ mod tests {
                     ..input(step * 10, sequence - late, clock)
                 };
                 if starts {
-                    (short.switch(&packet, 2), long.switch(&packet, 2));
+                    short.switch(&packet, 2);
+                    long.switch(&packet, 2);
                 }
                 if dice.one_in(12) {
                     let with_picture = dice.one_in(2);
