@@ -292,7 +292,7 @@ impl Session {
         let (mut before, gone): (Vec<_>, Vec<_>) = self.hearing.take_streams().into_iter().partition(goes_on);
         self.spent.extend(gone.iter().flat_map(Outgoing::spent));
         self.gone.extend(gone.iter().map(|o| o.plan.ssrc.0));
-        let mut streams: Vec<Outgoing> = Vec::new();
+        let mut streams: Vec<Outgoing> = Vec::with_capacity(plan.send.len());
         for plan in plan.send {
             let known = before.iter().position(|o| o.plan.track == plan.track && o.plan.ssrc == plan.ssrc);
             streams.push(match known {
