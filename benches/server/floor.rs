@@ -97,6 +97,13 @@ impl Floor {
         Ok(Self { is_active, is_over, sent, received, latency, arrives, thread, threads: vec![core_0, core_1] })
     }
 
+    /// What a packet costs a floor that has time left, us: rows take a rate that suits the machine.
+    pub fn at_ease(work: Work, sources: Vec<Source>) -> Result<f64, String> {
+        let floor = Self::start(&Place::loopback(), work, sources)?;
+        let windows = super::rooms::in_turns(3, || Ok(()), || floor.us_per_packet(super::rooms::WINDOW / 2))?;
+        Ok(host::median(windows.into_iter().map(|((), us)| us).collect()))
+    }
+
     /// Processor time for each packet that leaves the floor, us. On loopback all of them have to arrive.
     pub fn us_per_packet(&self, window: Duration) -> Result<f64, String> {
         self.is_active.store(true, Relaxed);

@@ -16,6 +16,7 @@ use postern::wire::sdp::Fingerprint;
 use rustls::pki_types::ServerName;
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -61,13 +62,14 @@ struct JoinFloor {
     clients: Option<JoinHandle<()>>,
     server: Option<JoinHandle<()>>,
     stop: Option<oneshot::Sender<()>>,
+    state: PathBuf,
 }
 
 impl JoinFloor {
     fn start() -> Result<Self, String> {
         let state = std::env::temp_dir().join(format!("postern-bench-{}-joins", std::process::id()));
         std::fs::create_dir_all(&state).map_err(|e| format!("{}: {e}", state.display()))?;
-        let tls = Tls { mode: TlsMode::SelfSigned, state_dir: state, ..Tls::default() };
+        let tls = Tls { mode: TlsMode::SelfSigned, state_dir: state.clone(), ..Tls::default() };
         let certificates = certs::load(&tls, &["127.0.0.1".to_owned()])?;
         let strangers = load::strangers(certificates.authority.as_deref())?;
         let [ours, theirs] = [Identity::generate()?, Identity::generate()?];
@@ -106,7 +108,7 @@ impl JoinFloor {
                 }));
             }
         });
-        Ok(Self { order: Some(order), clients: Some(clients), server: Some(server), stop: Some(stop) })
+        Ok(Self { order: Some(order), clients: Some(clients), server: Some(server), stop: Some(stop), state })
     }
 
     /// Lets so many join: processor time for each, s.
@@ -123,6 +125,7 @@ impl Drop for JoinFloor {
         for thread in [self.clients.take(), self.server.take()].into_iter().flatten() {
             let _ = thread.join();
         }
+        let _ = std::fs::remove_dir_all(&self.state);
     }
 }
 

@@ -226,11 +226,16 @@ impl Hearing {
             transport: is_numbered.then(|| self.sent.next()),
         };
         let len = write(slot, sender, media, packet, &form, &mapped, payload, &place)?;
+        Some(self.left(now, len, is_numbered))
+    }
+
+    /// A packet of this length is written.
+    fn left(&mut self, now: Instant, len: usize, is_numbered: bool) -> usize {
         self.bytes += len as u64;
         if is_numbered {
             self.sent.push(now);
         }
-        Some(len)
+        len
     }
 
     fn resend(&mut self, now: Instant, media: &Media, packet: &[u8], slot: &mut [u8]) -> Option<usize> {
@@ -252,11 +257,7 @@ impl Hearing {
         let transport = is_numbered.then(|| self.sent.next());
         let place = Place { payload_type, block_type: None, ssrc, index, original, padding, transport };
         let len = write(slot, sender, media, packet, &form, &mapped, payload, &place)?;
-        self.bytes += len as u64;
-        if is_numbered {
-            self.sent.push(now);
-        }
-        Some(len)
+        Some(self.left(now, len, is_numbered))
     }
 }
 
