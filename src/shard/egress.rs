@@ -53,8 +53,9 @@ pub struct Run<'a> {
 const RUN_DATAGRAMS_MAX: usize = 64;
 const RUN_BYTES_MAX: usize = 65_000;
 
-/// Bytes that are written before they should leave: while they are in the cache, the kernel copies them at little cost.
-const FILL: usize = 256 * 1024;
+/// Bytes that are written before they should leave, about what one system call takes of single packets: they are still in the
+/// cache when the kernel copies them, and the first does not wait for many behind it.
+const FILL: usize = 64 * 1024;
 /// What a message may have around its payload.
 const AROUND_MAX: usize = HEADER_MAX + 4;
 
