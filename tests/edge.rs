@@ -146,6 +146,27 @@ fn refusals_have_a_status_a_sentence_and_cors() {
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("join_request is missing"), "{answer}");
     let answer = server.get(server.http, &format!("/rtc/v1/validate?access_token={}&join_request=CAASAA==", token.trim()), "");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("success"), "{answer}");
+    // Whoever only validates does not join.
+    assert_eq!(server.metric("postern_joins_total{outcome=\"bad_request\"}"), 2);
+    assert_eq!(server.metric("postern_joins_total{outcome=\"token_malformed\"}"), 0);
+}
+
+#[test]
+fn who_is_turned_away_at_once_is_counted_by_reason() {
+    let server = Server::run(1, "[limits]\njoins_per_second_per_address = 1\n");
+    let mut refused = 0;
+    within(Duration::from_secs(20), "an address has had its ration", || {
+        let mut stream = server.tls(&[b"http/1.1"]);
+        stream.write_all(b"GET /rtc/validate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        refused += u64::from(answer.starts_with("HTTP/1.1 429") && answer.contains("too many requests from this address"));
+        refused > 0 || !answer.starts_with("HTTP/1.1 401")
+    });
+    let [rationed, foreign] =
+        ["address_rationed", "foreign_origin"].map(|reason| server.metric(&format!("postern_http_refusals_total{{reason=\"{reason}\"}}")));
+    assert_eq!((refused, rationed, foreign), (1, 1, 0));
+    assert!(server.log().contains("limits.joins_per_second_per_address"), "{}", server.log());
 }
 
 #[test]
@@ -167,6 +188,7 @@ fn over_http_2_too_a_refusal_is_an_answer() {
             assert_eq!(said, "2 401", "{path} {nth}");
         }
     }
+    assert_eq!(server.metric("postern_joins_total{outcome=\"token_malformed\"}"), 20);
     let _ = std::fs::remove_file(body);
 }
 

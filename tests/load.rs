@@ -45,6 +45,7 @@ fn everybody_gets_everything_over_every_way_and_what_is_lost_comes_again() {
     let report = report(&output);
     let count = |key: &str| report[key].as_u64().unwrap_or_else(|| panic!("{key}: {report:#}"));
     assert_eq!((count("streams_missing"), report["joins"]["count"].as_u64()), (0, Some(10)), "{report:#}");
+    assert_eq!(server.metric("postern_joins_total{outcome=\"joined\"}"), 10);
     assert!(count("packets_received") > 10_000 && count("packets_thrown_away") > 100, "{report:#}");
     // Sound is not asked for again; of pictures nearly everything comes.
     assert!(count("packets_repaired") * 2 > count("packets_thrown_away"), "{report:#}");

@@ -262,6 +262,7 @@ pub fn serve(given: Config, extras: Extras) -> Result<(), String> {
         by_address: Rate::new(config.limits.joins_per_second_per_address),
         by_identity: Rate::new(config.limits.joins_per_second_per_identity),
         noted: Rate::new(NOTED_PER_SECOND),
+        gauges: Arc::clone(&gauges),
     });
     let set_relay = {
         // What the deployment's secret is made from stays that of the start: nonces and credentials that are out remain good.

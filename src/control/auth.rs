@@ -119,6 +119,21 @@ impl Denied {
             Self::RoomMissing => 404,
         }
     }
+
+    /// As `postern_joins_total` counts it.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::Missing => "token_missing",
+            Self::Malformed => "token_malformed",
+            Self::UnknownKey(_) => "token_unknown_key",
+            Self::Expired => "token_expired",
+            Self::NotYetValid => "token_not_yet_valid",
+            Self::BadSignature => "token_bad_signature",
+            Self::NoRoom | Self::RoomTooLong | Self::NoIdentity | Self::IdentityTooLong => "token_incomplete",
+            Self::NoJoin => "not_allowed",
+            Self::RoomMissing => "room_missing",
+        }
+    }
 }
 
 /// API keys and their secrets; the same ones for everybody who has a clone, also when they are replaced.

@@ -1,9 +1,11 @@
 //! Numbers for Prometheus: per-worker counters summed at scrape, every drop by its name, no label per user.
 
 mod distributions;
+mod entrance;
 pub mod host;
 
 pub use distributions::Distributions;
+pub use entrance::Entrance;
 
 use crate::shard::counters::{Counter, Counters};
 use crate::shard::load::{LATENCY_BOUNDS_US, Load};
@@ -32,6 +34,7 @@ pub struct Gauges {
     pub certificate_expires: AtomicI64,
     pub started: AtomicI64,
     pub of_participants: Distributions,
+    pub entrance: Entrance,
 }
 
 /// One worker's numbers.
@@ -238,6 +241,7 @@ impl Metrics {
         registry.register_collector(Box::new(Loads(Arc::clone(&workers))));
         registry.register_collector(Box::new(Room(Arc::clone(&gauges))));
         gauges.of_participants.register(&mut registry);
+        gauges.entrance.register(&mut registry);
         registry.register_collector(Box::new(host.clone()));
         Self { registry: Arc::new(registry), workers, gauges, host }
     }
@@ -308,6 +312,11 @@ mod tests {
         let named = ["drops", "turn_refusals", "connection_refusals"];
         for (counter, reason) in Counter::ALL.iter().filter(|c| named.contains(&c.family())).map(|c| (c, format!("`{}`", c.label()))) {
             assert!(include_str!("../../docs/metrics.md").contains(&reason), "{counter:?}: {reason}");
+        }
+        for (family, words) in [("postern_joins_total", &entrance::JOINS[..]), ("postern_http_refusals_total", &entrance::REFUSALS)] {
+            let is_row = |line: &&str| line.starts_with(&format!("| `{family}"));
+            let row = include_str!("../../docs/metrics.md").lines().find(is_row).expect("a row");
+            words.iter().for_each(|word| assert!(row.contains(&format!("`{word}`")), "{family}: {word}"));
         }
     }
 

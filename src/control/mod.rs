@@ -69,23 +69,20 @@ fn signalling(path: &str, version: Version) -> Router<Arc<Front>> {
 }
 
 /// Holds up pages of other origins and addresses that ask too often, before anything is looked at.
-async fn admit(
-    State(front): State<Arc<Front>>,
-    Extension(door::Peer(peer)): Extension<door::Peer>,
-    mut request: Request,
-    next: Next,
-) -> Response {
+async fn admit(State(front): State<Arc<Front>>, Extension(peer): Extension<door::Peer>, mut request: Request, next: Next) -> Response {
     // HTTP/2 has the name in a field of its own.
     if let Some(name) = request.uri().authority().and_then(|a| HeaderValue::from_str(a.as_str()).ok()) {
         request.headers_mut().entry(header::HOST).or_insert(name);
     }
     if !front.admits_origin(request.headers()) {
+        front.turned_away(peer, "foreign_origin", "server.allowed_origins");
         return (StatusCode::FORBIDDEN, "pages of this origin may not use this server; server.allowed_origins names those that may")
             .into_response();
     }
-    if front.admits_address(peer.ip()) {
+    if front.admits_address(peer.0.ip()) {
         return next.run(request).await;
     }
+    front.turned_away(peer, "address_rationed", "limits.joins_per_second_per_address");
     let wait = [(header::RETRY_AFTER, "1")];
     (StatusCode::TOO_MANY_REQUESTS, wait, "too many requests from this address; try again in a second").into_response()
 }

@@ -113,6 +113,20 @@ pub enum JoinError {
     Offer(#[from] SdpError),
 }
 
+impl JoinError {
+    /// As `postern_joins_total` counts it.
+    pub fn outcome(&self) -> &'static str {
+        match self {
+            Self::RoomMissing => "room_missing",
+            Self::RoomFull => "room_full",
+            Self::Draining => "draining",
+            Self::NotAllowed => "not_allowed",
+            Self::Revoked => "token_revoked",
+            Self::TooLong | Self::Offer(_) => "bad_request",
+        }
+    }
+}
+
 pub(super) struct Track {
     pub(super) id: TrackId,
     pub(super) cid: String,

@@ -6,6 +6,7 @@
 use super::auth::{Claims, Denied};
 use super::door::Peer;
 use super::limits::Rate;
+use super::metrics::Gauges;
 use super::rooms::{Arrival, Caller, JoinError, Rooms, SIGNAL_QUEUE, Signal};
 use crate::base::net::source_of;
 use crate::config::Config;
@@ -73,6 +74,7 @@ pub struct Front {
     pub by_identity: Rate<(String, String)>,
     /// Lines of the log that somebody at an address can cause.
     pub noted: Rate<IpAddr>,
+    pub gauges: Arc<Gauges>,
 }
 
 /// Refusals of one address that are logged in a second: strangers do not fill the disk.
@@ -83,6 +85,14 @@ impl Front {
     #[allow(clippy::disallowed_methods, reason = "the control plane may look at the clock")]
     pub fn notes(&self, peer: Option<&Peer>) -> bool {
         peer.is_none_or(|peer| self.noted.admits(Instant::now(), source_of(peer.0.ip())))
+    }
+
+    /// A request was refused before anything of it was looked at, by this setting.
+    pub fn turned_away(&self, peer: Peer, reason: &'static str, setting: &'static str) {
+        self.gauges.entrance.refused(reason);
+        if self.notes(Some(&peer)) {
+            tracing::info!(reason, setting, "a request was refused");
+        }
     }
 
     pub fn rooms(&self) -> MutexGuard<'_, Rooms> {
@@ -218,6 +228,17 @@ enum Refused {
     NoWebSocket,
 }
 
+impl Refused {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Denied(denied) => denied.outcome(),
+            Self::Join(error) => error.outcome(),
+            Self::TooMany => "rationed",
+            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::BadQuery(_) | Self::NoWebSocket => "bad_request",
+        }
+    }
+}
+
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
@@ -315,6 +336,7 @@ pub async fn connect(
     match admit(&front, version, peer, &headers, &query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
+            front.gauges.entrance.join(refused.outcome());
             if front.notes(Some(&peer)) {
                 tracing::info!(reason = %refused, "a join was refused");
             }
@@ -339,13 +361,15 @@ fn admit(
     let host = front.host.clone().unwrap_or_else(|| host_of(headers));
     let caller = Caller { host, address: Some(peer.ip()) };
     let (signal, queue) = mpsc::channel(SIGNAL_QUEUE);
-    let session = if request.reconnect && !request.participant_sid.is_empty() {
+    let (session, outcome) = if request.reconnect && !request.participant_sid.is_empty() {
         let reason = proto::ReconnectReason::try_from(request.reconnect_reason).unwrap_or_default();
         tracing::info!(reason = reason.as_str_name(), "a client is back");
-        front.rooms().resume(&claims, &request.participant_sid, &caller, signal.clone())
+        let session = front.rooms().resume(&claims, &request.participant_sid, &caller, signal.clone());
+        (session, if session.is_some() { "resumed" } else { "told_to_rejoin" })
     } else {
-        Some(front.rooms().join(Arrival { claims, request, caller, is_dual }, signal.clone())?)
+        (Some(front.rooms().join(Arrival { claims, request, caller, is_dual }, signal.clone())?), "joined")
     };
+    front.gauges.entrance.join(outcome);
     let Some(session) = session else {
         // A participant that is no longer here joins anew; this answer makes the SDK do so by itself.
         let leave = proto::LeaveRequest {

@@ -54,6 +54,24 @@ enum Refused {
     BadFragment,
 }
 
+impl Refused {
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Denied(denied) => denied.outcome(),
+            Self::Join(error) => error.outcome(),
+            Self::TooMany => "rationed",
+            Self::TooLong
+            | Self::TooSlow
+            | Self::WrongType(_)
+            | Self::NoText
+            | Self::NoSession
+            | Self::NoMatch
+            | Self::OtherGeneration
+            | Self::BadFragment => "bad_request",
+        }
+    }
+}
+
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
@@ -104,8 +122,12 @@ async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
     let peer = request.extensions().get::<Peer>().copied();
     let opened = try_open(front, purpose, request).await;
     match opened.map(|whole| created(base, whole)) {
-        Ok(response) => response,
+        Ok(response) => {
+            front.gauges.entrance.join("joined");
+            response
+        }
         Err(refused) => {
+            front.gauges.entrance.join(refused.outcome());
             if front.notes(peer.as_ref()) {
                 tracing::info!(at = base, reason = %refused, "an offer over HTTP was refused");
             }

@@ -77,6 +77,8 @@ test("Prometheus takes the metrics of a call, and every expression has a meaning
   await until("figures of participants are taken", 30_000, () => value("sum(postern_participant_loss_ratio_count)") > 0);
   assert.equal(value("postern_participants"), 2);
   assert.equal(value("sum(postern_join_time_seconds_count)"), 2);
+  assert.equal(value('sum(postern_joins_total{outcome="joined"})'), 2);
+  assert.equal(value("sum(postern_joins_total)"), 2);
   const latency = value("histogram_quantile(0.5, sum by (le) (postern_forwarding_latency_seconds_bucket))");
   assert.ok(latency < 0.02, `${latency}: ${JSON.stringify(query("postern_forwarding_latency_seconds_bucket").data.result.map((r) => [r.metric.le, r.value[1]]))}`);
   await until("rates have two points", 20_000, () => value("sum(rate(postern_media_bytes_total[1m]))") > 1_000);
