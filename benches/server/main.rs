@@ -39,7 +39,7 @@ const ROWS: &[(&str, Measure)] = &[
     ("fan-out 1 to 1000 runs of 4, device", |c| rooms::fan_out_to_device(c, 1_000, 4)),
     ("fan-out 1 to 1000 runs of 8, device", |c| rooms::fan_out_to_device(c, 1_000, 8)),
     ("50 all to all", rooms::all_to_all),
-    ("calls of two through TURN", rooms::through_turn),
+    ("rooms through TURN", rooms::through_turn),
     ("UDP relay", relay::udp),
     ("join", joins::join),
     ("idle participant memory", rooms::idle_memory),

@@ -122,6 +122,14 @@ impl Crowd {
         Self::come(place, server.url(), Some(server.authority.clone()), server.process.pid(), cast)
     }
 
+    /// Lets the participants send for a while, and measures nothing.
+    fn warm_up(&self, within: Duration) {
+        self.watch.is_paused.store(false, Relaxed);
+        std::thread::sleep(within);
+        self.watch.is_paused.store(true, Relaxed);
+        std::thread::sleep(PAUSE);
+    }
+
     /// Lets the participants send for a while: processor time for each packet that `count` tells, us.
     fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> Result<f64, String> {
         self.watch.is_paused.store(false, Relaxed);
@@ -298,25 +306,31 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
 }
 
 /// Rooms with two who send and fifty who listen, over each way through TURN; the floor is the same room over UDP. Where a server's
-/// memory lies is chance, and so are the ports: no one of its lives stands for all.
+/// memory lies is chance, and so are the ports and who speaks at the same moment as whom: no one of its lives stands for all.
 pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
+    const ROUNDS: usize = 7;
+    const PATHS: [Path; 3] = [Path::TurnUdp, Path::TurnTcp, Path::TurnTls];
     let place = Place::loopback();
     let media = Sending { audio: true, layers: 1, bitrate_bps: 1_500_000, frames_per_second: 30 };
-    let direct_cast = Cast::new(4, 2, 50, media);
-    let mut ways = [Path::TurnUdp, Path::TurnTcp, Path::TurnTls].map(|path| (path, Vec::new()));
+    let direct_cast = Cast::new(8, 2, 50, media);
+    let mut rounds = Vec::new();
     for _ in 0..LIVES {
         let server = Server::start(place.server, 1)?;
-        let direct = Crowd::to(&place, &server, &direct_cast)?;
-        for (path, pairs) in &mut ways {
-            let crowd = Crowd::to(&place, &server, &Cast { path: *path, ..direct_cast.clone() })?;
-            let of = |c: &Crowd| c.us_per_packet(|| server.process.cpu_s(), || c.received());
-            pairs.extend(in_turns(PAIRS / LIVES, || of(&crowd), || of(&direct))?);
-            sound(&crowd.leave()?)?;
-        }
-        sound(&direct.leave()?)?;
+        let come = |path| Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() });
+        let (direct, through) = (come(Path::Udp)?, PATHS.map(come));
+        let through = through.into_iter().collect::<Result<Vec<_>, _>>()?;
+        // What a call costs in its first seconds, when bandwidth is looked for, is not what it costs later.
+        through.iter().chain([&direct]).for_each(|crowd| crowd.warm_up(WINDOW * 5));
+        let of = |crowd: &Crowd| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
+        let ours = || through.iter().map(of).collect::<Result<Vec<f64>, _>>();
+        rounds.extend(in_turns(ROUNDS, ours, || of(&direct))?);
+        through.into_iter().chain([direct]).try_for_each(|crowd| sound(&crowd.leave()?))?;
     }
-    let row = |(path, pairs): &(Path, Vec<_>)| Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", pairs);
-    Ok(ways.iter().map(row).collect())
+    let row = |(at, path): (usize, &Path)| {
+        let pairs: Vec<(f64, f64)> = rounds.iter().map(|(through, direct)| (through[at], *direct)).collect();
+        Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs)
+    };
+    Ok(PATHS.iter().enumerate().map(row).collect())
 }
 
 /// Memory of a server for each of many who are there and do nothing.
