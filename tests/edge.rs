@@ -126,6 +126,7 @@ fn refusals_have_a_status_a_sentence_and_cors() {
         ("/rtc/v1", "", 404, "not found"),
         ("/rtc/v1/validate", "", 401, "no token"),
         ("/rtc/v1/validate?access_token=a.b.c", "", 401, "no JWT"),
+        ("/rtc/validate?protocol=x", "", 400, "the query is not understood"),
         ("/nowhere", "", 404, "not found"),
     ];
     for (path, headers, status, words) in rows {
@@ -146,27 +147,48 @@ fn refusals_have_a_status_a_sentence_and_cors() {
     assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("join_request is missing"), "{answer}");
     let answer = server.get(server.http, &format!("/rtc/v1/validate?access_token={}&join_request=CAASAA==", token.trim()), "");
     assert!(answer.starts_with("HTTP/1.1 200") && answer.ends_with("success"), "{answer}");
+    let upgrade =
+        "Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    let answer = server.get(server.http, "/rtc?protocol=x", upgrade);
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("the query is not understood"), "{answer}");
     // Whoever only validates does not join.
-    assert_eq!(server.metric("postern_joins_total{outcome=\"bad_request\"}"), 2);
+    assert_eq!(server.metric("postern_joins_total{outcome=\"bad_request\"}"), 3);
     assert_eq!(server.metric("postern_joins_total{outcome=\"token_malformed\"}"), 0);
 }
 
 #[test]
 fn who_is_turned_away_at_once_is_counted_by_reason() {
     let server = Server::run(1, "[limits]\njoins_per_second_per_address = 1\n");
-    let mut refused = 0;
-    within(Duration::from_secs(20), "an address has had its ration", || {
+    let ask = |headers: &str| {
         let mut stream = server.tls(&[b"http/1.1"]);
-        stream.write_all(b"GET /rtc/validate HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").expect("written");
+        let request = format!("GET /rtc/validate HTTP/1.1\r\nHost: localhost\r\n{headers}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("written");
         let mut answer = String::new();
         let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let counts = || {
+        ["address_rationed", "foreign_origin"].map(|reason| server.metric(&format!("postern_http_refusals_total{{reason=\"{reason}\"}}")))
+    };
+    let mut refused = 0;
+    within(Duration::from_secs(20), "an address has had its ration", || {
+        let answer = ask("");
         refused += u64::from(answer.starts_with("HTTP/1.1 429") && answer.contains("too many requests from this address"));
         refused > 0 || !answer.starts_with("HTTP/1.1 401")
     });
-    let [rationed, foreign] =
-        ["address_rationed", "foreign_origin"].map(|reason| server.metric(&format!("postern_http_refusals_total{{reason=\"{reason}\"}}")));
-    assert_eq!((refused, rationed, foreign), (1, 1, 0));
+    assert_eq!((refused, counts()), (1, [1, 0]));
     assert!(server.log().contains("limits.joins_per_second_per_address"), "{}", server.log());
+
+    let file = server.state.join("postern.toml");
+    let text = std::fs::read_to_string(&file).expect("the config");
+    let named = text.replace("[server]\n", "[server]\nallowed_origins = [\"https://app.example\"]\n");
+    std::fs::write(&file, named.replace("joins_per_second_per_address = 1", "joins_per_second_per_address = 1000")).expect("written");
+    server.command(&["reload"]);
+    let [own, foreign] = ["app", "elsewhere"].map(|name| ask(&format!("Origin: https://{name}.example\r\n")));
+    assert!(own.starts_with("HTTP/1.1 401"), "{own}");
+    assert!(foreign.starts_with("HTTP/1.1 403") && foreign.contains("server.allowed_origins"), "{foreign}");
+    assert_eq!(counts(), [1, 1]);
+    assert!(server.log().contains("foreign_origin"), "{}", server.log());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use super::rooms::{Arrival, Caller, JoinError, Rooms, SIGNAL_QUEUE, Signal};
 use crate::base::net::source_of;
 use crate::config::Config;
 use arc_swap::ArcSwap;
+use axum::extract::rejection::QueryRejection;
 use axum::extract::ws::rejection::WebSocketUpgradeRejection;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade};
 use axum::extract::{Extension, Query, State};
@@ -165,7 +166,7 @@ impl JoinQuery {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let participant_attributes = match &self.attributes {
             Some(encoded) => {
-                let bad = || Refused::BadQuery("attributes");
+                let bad = || Refused::BadQuery("attributes are no base64url of a JSON map of texts".to_owned());
                 let bytes = URL_SAFE.decode(encoded).or_else(|_| URL_SAFE_NO_PAD.decode(encoded)).map_err(|_| bad())?;
                 serde_json::from_slice(&bytes).map_err(|_| bad())?
             }
@@ -218,8 +219,8 @@ enum Refused {
     NoJoinRequest,
     #[error("join_request does not decode: {0}")]
     BadJoinRequest(&'static str),
-    #[error("{0} is not understood")]
-    BadQuery(&'static str),
+    #[error("the query is not understood: {0}")]
+    BadQuery(String),
     #[error("too many joins; try again in a second")]
     TooMany,
     #[error(transparent)]
@@ -315,25 +316,30 @@ pub async fn validate(
     State(front): State<Arc<Front>>,
     Extension(version): Extension<Version>,
     headers: HeaderMap,
-    Query(query): Query<JoinQuery>,
+    query: Asked,
 ) -> Response {
-    match check(&front, version, &headers, &query) {
+    match read(query).and_then(|query| check(&front, version, &headers, &query)) {
         Ok(_) => "success".into_response(),
         Err(refused) => refused.into_response(),
     }
 }
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
+type Asked = Result<Query<JoinQuery>, QueryRejection>;
+
+fn read(query: Asked) -> Result<JoinQuery, Refused> {
+    query.map(|Query(query)| query).map_err(|rejection| Refused::BadQuery(rejection.body_text()))
+}
 
 pub async fn connect(
     State(front): State<Arc<Front>>,
     Extension(version): Extension<Version>,
     Extension(peer): Extension<Peer>,
     headers: HeaderMap,
-    Query(query): Query<JoinQuery>,
+    query: Asked,
     upgrade: Upgrade,
 ) -> Response {
-    match admit(&front, version, peer, &headers, &query, upgrade) {
+    match admit(&front, version, peer, &headers, query, upgrade) {
         Ok(response) => response,
         Err(refused) => {
             front.gauges.entrance.join(refused.outcome());
@@ -350,11 +356,11 @@ fn admit(
     version: Version,
     Peer(peer): Peer,
     headers: &HeaderMap,
-    query: &JoinQuery,
+    query: Asked,
     upgrade: Upgrade,
 ) -> Result<Response, Refused> {
     let upgrade = upgrade.map_err(|_| Refused::NoWebSocket)?;
-    let (claims, request, is_dual) = check(front, version, headers, query)?;
+    let (claims, request, is_dual) = check(front, version, headers, &read(query)?)?;
     if !front.admits_joiner(&claims) {
         return Err(Refused::TooMany);
     }

@@ -13,6 +13,7 @@ use super::door::Peer;
 use super::rooms::{Caller, JoinError, Opened, Purpose, Restarted};
 use super::service::{Unread, bearer, read};
 use super::signal::{Front, host_of};
+use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
@@ -34,6 +35,8 @@ enum Refused {
     Denied(#[from] Denied),
     #[error("too many requests; try again in a second")]
     TooMany,
+    #[error("the query is not understood: {0}")]
+    BadQuery(String),
     #[error("the body is longer than {BODY_MAX} bytes")]
     TooLong,
     #[error("the body did not come in time")]
@@ -60,7 +63,8 @@ impl Refused {
             Self::Denied(denied) => denied.outcome(),
             Self::Join(error) => error.outcome(),
             Self::TooMany => "rationed",
-            Self::TooLong
+            Self::BadQuery(_)
+            | Self::TooLong
             | Self::TooSlow
             | Self::WrongType(_)
             | Self::NoText
@@ -84,7 +88,9 @@ impl IntoResponse for Refused {
             Self::Join(JoinError::RoomMissing) | Self::NoSession => StatusCode::NOT_FOUND,
             Self::Join(JoinError::RoomFull | JoinError::Draining) => StatusCode::SERVICE_UNAVAILABLE,
             Self::Join(JoinError::Offer(crate::wire::sdp::SdpError::NoUsable(_))) => StatusCode::UNPROCESSABLE_ENTITY,
-            Self::Join(JoinError::Offer(_) | JoinError::TooLong) | Self::NoText | Self::BadFragment => StatusCode::BAD_REQUEST,
+            Self::Join(JoinError::Offer(_) | JoinError::TooLong) | Self::BadQuery(_) | Self::NoText | Self::BadFragment => {
+                StatusCode::BAD_REQUEST
+            }
             Self::NoMatch => StatusCode::PRECONDITION_REQUIRED,
             Self::OtherGeneration => StatusCode::PRECONDITION_FAILED,
         };
@@ -110,15 +116,15 @@ pub struct Wanted {
 }
 
 pub async fn publish(State(front): State<Arc<Front>>, request: Request) -> Response {
-    open(&front, Purpose::Publish, request).await
+    open(&front, "/whip/v1/", Ok(Purpose::Publish), request).await
 }
 
-pub async fn play(State(front): State<Arc<Front>>, Query(Wanted { participant }): Query<Wanted>, request: Request) -> Response {
-    open(&front, Purpose::Play { of: participant }, request).await
+pub async fn play(State(front): State<Arc<Front>>, wanted: Result<Query<Wanted>, QueryRejection>, request: Request) -> Response {
+    let purpose = wanted.map(|Query(Wanted { participant })| Purpose::Play { of: participant });
+    open(&front, "/whep/v1/", purpose.map_err(|rejection| Refused::BadQuery(rejection.body_text())), request).await
 }
 
-async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
-    let base = if purpose == Purpose::Publish { "/whip/v1/" } else { "/whep/v1/" };
+async fn open(front: &Front, base: &str, purpose: Result<Purpose, Refused>, request: Request) -> Response {
     let peer = request.extensions().get::<Peer>().copied();
     let opened = try_open(front, purpose, request).await;
     match opened.map(|whole| created(base, whole)) {
@@ -136,9 +142,10 @@ async fn open(front: &Front, purpose: Purpose, request: Request) -> Response {
     }
 }
 
-async fn try_open(front: &Front, purpose: Purpose, request: Request) -> Result<Opened, Refused> {
+async fn try_open(front: &Front, purpose: Result<Purpose, Refused>, request: Request) -> Result<Opened, Refused> {
     // Nothing is read of a request before its token was verified.
     let claims = front.keys.verify_join(bearer(request.headers())?)?;
+    let purpose = purpose?;
     if !front.admits_joiner(&claims) {
         return Err(Refused::TooMany);
     }
