@@ -56,7 +56,7 @@ scenarios: e2e-deps web
 soak:
 	POSTERN_SOAK_CALLS=10000 cargo test --features sim --test operations short_calls -- --nocapture
 
-## What the server costs, row by row, each beside its floor: target/bench/summary.json. A quarter of an hour on a quiet machine, as root.
+## What the server costs, row by row, each beside its floor: target/bench/summary.json. Twenty minutes on a quiet machine, as root.
 bench:
 	cargo bench --bench server
 

@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::floor::{Floor, Source, Work};
-use super::host::{anonymous_bytes, median, pin, until};
+use super::host::{anonymous_bytes, pin, until};
 use super::net::Place;
 use super::peers::Coturn;
 use super::rooms::{PAIRS, PAUSE, SETTLE, WINDOW, in_turns};
@@ -110,9 +110,12 @@ pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
     for direction in [Direction::Up, Direction::Down] {
         for run in [1, 4] {
             let lowest = RATES[RATES.len() - 1];
-            let us = Floor::at_ease(Work::Relay, sources(run, lowest))?;
+            let bearable = context.rate(&format!("relay {run}"), || {
+                let us = Floor::at_ease(Work::Relay, sources(run, lowest))?;
+                Ok((1e6 * FLOOR_LOAD / us) as u32)
+            })?;
             let mut failed = Vec::new();
-            let mut fitting = RATES.iter().filter(|rate| **rate == lowest || f64::from(**rate) * us <= 1e6 * FLOOR_LOAD);
+            let mut fitting = RATES.iter().filter(|rate| **rate == lowest || **rate <= bearable);
             let row = fitting.find_map(|rate| {
                 let row = udp_at(context, direction, run, *rate);
                 row.map_err(|why| failed.push(format!("at {rate} packets a second: {why}"))).ok()
@@ -153,7 +156,7 @@ fn udp_at(context: &Context, direction: Direction, run: u32, rate: u32) -> Resul
     let mut row = Row::of_pairs(format!("UDP relay, {way}, {packets}"), "us/packet", &beside_floor);
     row.packets_a_second = Some(rate);
     if context.with_peers {
-        row.peers.insert("coturn".into(), median(ours.iter().filter_map(|(_, coturn)| *coturn).collect()));
+        row.peers.insert("coturn".into(), ours.iter().filter_map(|(_, coturn)| *coturn).collect());
     }
     Ok(row)
 }
@@ -182,7 +185,7 @@ pub fn real_memory(context: &Context) -> Result<Vec<Row>, String> {
         let users = Users::come(RelayPlan { url: url(Coturn::PORT), ..idle() })?;
         let after = anonymous_bytes(coturn.process.pid());
         users.leave()?;
-        row.peers.insert("coturn".into(), (after - before) / f64::from(MANY));
+        row.peers.insert("coturn".into(), vec![(after - before) / f64::from(MANY)]);
     }
     Ok(vec![row])
 }

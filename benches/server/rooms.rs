@@ -2,7 +2,7 @@
 
 use super::Context;
 use super::floor::{Floor, Source, Work};
-use super::host::{anonymous_bytes, median, pin, until};
+use super::host::{anonymous_bytes, pin, until};
 use super::net::Place;
 use super::peers::LiveKit;
 use super::server::{SECRET, Server};
@@ -10,15 +10,14 @@ use super::summary::Row;
 use postern::control::auth::Keys;
 use postern::load::{self, Path, Plan, Report, Rooms, Sending, Watch};
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-/// Pairs of windows of each row: ours, then the floor.
-pub const PAIRS: usize = 9;
-/// Servers of a row, one after the other, where one would not do.
-const LIVES: usize = 3;
+/// Pairs of windows of each row in a pass: ours, then the floor.
+pub const PAIRS: usize = 3;
 pub const WINDOW: Duration = Duration::from_secs(1);
 /// Before a window, and behind it until what is under way has come.
 pub const SETTLE: Duration = Duration::from_millis(300);
@@ -29,8 +28,8 @@ const PAYLOAD: u32 = 1_100;
 const AROUND: usize = 36;
 const AUDIO_PAYLOAD: usize = 100;
 /// Packets a second that a fan-out row may have.
-const RATES: [u32; 8] = [400_000, 280_000, 200_000, 140_000, 100_000, 70_000, 50_000, 35_000];
-/// Share of a core that the floor may take of it: the server then is busy for about half of the time. A hundred hearers of single
+const RATES: RangeInclusive<f64> = 35_000.0..=400_000.0;
+/// Share of a core that the floor takes of it: the server then is busy for about half of the time. A hundred hearers of single
 /// packets come nowhere near.
 const FLOOR_LOAD: f64 = 0.35;
 
@@ -177,10 +176,12 @@ fn pictures_at(rate: u32, hearers: u32, run: u32) -> (Sending, Source) {
 }
 
 /// The same at a rate that suits the machine: a server that has hardly any time left sleeps less, and each packet costs it less.
-fn pictures(hearers: u32, run: u32) -> Result<(Sending, Source), String> {
-    let (_, source) = pictures_at(RATES[RATES.len() - 1], hearers, run);
-    let us = Floor::at_ease(Work::FanOut { hearers: hearers as usize }, vec![source])?;
-    let rate = RATES.into_iter().find(|rate| f64::from(*rate) * us <= 1e6 * FLOOR_LOAD).unwrap_or(RATES[RATES.len() - 1]);
+fn pictures(context: &Context, hearers: u32, run: u32) -> Result<(Sending, Source), String> {
+    let rate = context.rate(&fan_out_name(hearers, run), || {
+        let (_, source) = pictures_at(*RATES.start() as u32, hearers, run);
+        let us = Floor::at_ease(Work::FanOut { hearers: hearers as usize }, vec![source])?;
+        Ok((1e6 * FLOOR_LOAD / us).clamp(*RATES.start(), *RATES.end()) as u32)
+    })?;
     Ok(pictures_at(rate, hearers, run))
 }
 
@@ -191,7 +192,7 @@ fn fan_out_name(hearers: u32, run: u32) -> String {
 
 pub fn fan_out(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
     let place = Place::loopback();
-    let (media, source) = pictures(hearers, run)?;
+    let (media, source) = pictures(context, hearers, run)?;
     let cast = Cast::new(1, 1, hearers, media);
     let server = Server::start(place.server, 1)?;
     let crowd = Crowd::to(&place, &server, &cast)?;
@@ -241,25 +242,25 @@ fn sound(report: &Report) -> Result<(), String> {
 }
 
 /// What another server came to. One that does not carry the load is told of, and takes nothing from our own figure.
-fn beside(row: &mut Row, peer: &str, outcome: Result<f64, String>) {
+fn beside(row: &mut Row, peer: &str, outcome: Result<Vec<f64>, String>) {
     match outcome {
         Ok(us) => _ = row.peers.insert(peer.into(), us),
         Err(why) => println!("  {peer} was not measured: {why}"),
     }
 }
 
-fn of_livekit(place: &Place, cast: &Cast) -> Result<f64, String> {
+fn of_livekit(place: &Place, cast: &Cast) -> Result<Vec<f64>, String> {
     let server = LiveKit::start()?;
     let crowd = Crowd::come(place, server.url(), None, server.process.pid(), cast)?;
     let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
     let windows = windows.collect::<Result<_, String>>()?;
     sound(&crowd.leave()?)?;
-    Ok(median(windows))
+    Ok(windows)
 }
 
 /// The same with a device behind the server that drops everything: nobody pays for receiving. The participants go on blindly.
-pub fn fan_out_to_device(_: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
-    let (media, source) = pictures(hearers, run)?;
+pub fn fan_out_to_device(context: &Context, hearers: u32, run: u32) -> Result<Vec<Row>, String> {
+    let (media, source) = pictures(context, hearers, run)?;
     let place = Place::device()?;
     let server = place.at_server(|| Server::start(place.server, 1))??;
     let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, hearers, media))?;
@@ -305,27 +306,23 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
     Ok(vec![row])
 }
 
-/// Rooms with two who send and fifty who listen, over each way through TURN; the floor is the same room over UDP. Where a server's
-/// memory lies is chance, and so are the ports and who speaks at the same moment as whom: no one of its lives stands for all.
+/// Rooms with two who send and fifty who listen, over each way through TURN; the floor is the same room over UDP.
 pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
-    const ROUNDS: usize = 7;
+    const ROUNDS: usize = 6;
     const PATHS: [Path; 3] = [Path::TurnUdp, Path::TurnTcp, Path::TurnTls];
     let place = Place::loopback();
     let media = Sending { audio: true, layers: 1, bitrate_bps: 1_500_000, frames_per_second: 30 };
     let direct_cast = Cast::new(8, 2, 50, media);
-    let mut rounds = Vec::new();
-    for _ in 0..LIVES {
-        let server = Server::start(place.server, 1)?;
-        let come = |path| Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() });
-        let (direct, through) = (come(Path::Udp)?, PATHS.map(come));
-        let through = through.into_iter().collect::<Result<Vec<_>, _>>()?;
-        // What a call costs in its first seconds, when bandwidth is looked for, is not what it costs later.
-        through.iter().chain([&direct]).for_each(|crowd| crowd.warm_up(WINDOW * 5));
-        let of = |crowd: &Crowd| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
-        let ours = || through.iter().map(of).collect::<Result<Vec<f64>, _>>();
-        rounds.extend(in_turns(ROUNDS, ours, || of(&direct))?);
-        through.into_iter().chain([direct]).try_for_each(|crowd| sound(&crowd.leave()?))?;
-    }
+    let server = Server::start(place.server, 1)?;
+    let come = |path| Crowd::to(&place, &server, &Cast { path, ..direct_cast.clone() });
+    let (direct, through) = (come(Path::Udp)?, PATHS.map(come));
+    let through = through.into_iter().collect::<Result<Vec<_>, _>>()?;
+    // What a call costs in its first seconds, when bandwidth is looked for, is not what it costs later.
+    through.iter().chain([&direct]).for_each(|crowd| crowd.warm_up(WINDOW * 5));
+    let of = |crowd: &Crowd| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
+    let ours = || through.iter().map(of).collect::<Result<Vec<f64>, _>>();
+    let rounds = in_turns(ROUNDS, ours, || of(&direct))?;
+    through.into_iter().chain([direct]).try_for_each(|crowd| sound(&crowd.leave()?))?;
     let row = |(at, path): (usize, &Path)| {
         let pairs: Vec<(f64, f64)> = rounds.iter().map(|(through, direct)| (through[at], *direct)).collect();
         Row::of_pairs(format!("SFU through {}, to direct UDP", path.name()), "us/packet", &pairs)
@@ -364,52 +361,46 @@ pub fn subscription_memory(_: &Context) -> Result<Vec<Row>, String> {
 }
 
 /// One large room on two workers; the floor is the same room on one.
-pub fn two_workers(_: &Context) -> Result<Vec<Row>, String> {
+pub fn two_workers(context: &Context) -> Result<Vec<Row>, String> {
     const HEARERS: u32 = 400;
     let place = Place::loopback();
-    let (media, _) = pictures(HEARERS, 4)?;
+    let (media, _) = pictures(context, HEARERS, 4)?;
     let cast = Cast::new(1, 1, HEARERS, media);
     let windows = |workers: usize| {
         let server = Server::start(place.server, workers)?;
         let crowd = Crowd::to(&place, &server, &cast)?;
-        let windows = (0..PAIRS / LIVES).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
+        let windows = (0..PAIRS).map(|_| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received()));
         let windows = windows.collect::<Result<Vec<f64>, String>>()?;
         sound(&crowd.leave()?)?;
         Ok::<_, String>(windows)
     };
-    let mut pairs: Vec<(f64, f64)> = Vec::new();
-    for _ in 0..LIVES {
-        pairs.extend(windows(2)?.into_iter().zip(windows(1)?));
-    }
+    let pairs: Vec<(f64, f64)> = windows(2)?.into_iter().zip(windows(1)?).collect();
     let mut row = Row::of_pairs("1 to 400 on two workers, to one", "us/packet", &pairs);
     row.packets_a_second = Some(media.frames_per_second * 4 * HEARERS);
     Ok(vec![row])
 }
 
 /// How long a packet takes at about half load; the floor sends the same number on and is measured by the same clock. Those who are
-/// paused go on with checks and reports, one in a few milliseconds, beside the floor.
-pub fn latency(_: &Context) -> Result<Vec<Row>, String> {
+/// paused go on with checks and reports, one in a few milliseconds, beside the floor. A tail swings more than a mean: more pairs than
+/// other rows have, none so long that the machine's own pauses fall into each.
+pub fn latency(context: &Context) -> Result<Vec<Row>, String> {
     const HEARERS: u32 = 500;
-    const ROUNDS: usize = 5;
+    const PAIRS: usize = 12;
     const QUANTILES: [(f64, &str); 3] = [(0.5, "p50"), (0.99, "p99"), (0.999, "p99.9")];
     let place = Place::loopback();
-    let (media, source) = pictures(HEARERS, 1)?;
+    let (media, source) = pictures(context, HEARERS, 1)?;
     let server = Server::start(place.server, 1)?;
     let floor = Floor::start(&place, Work::FanOut { hearers: HEARERS as usize }, vec![source])?;
     let us = |spread: &load::Spread| match spread.count {
         0 => Err("no packets come through".to_owned()),
         _ => Ok(QUANTILES.map(|(q, _)| spread.quantile(q).map_or(f64::NAN, |d| d.as_secs_f64() * 1e6))),
     };
-    // A tail swings more than a mean: more pairs than other rows have, none so long that the machine's own pauses fall into each.
-    let mut pairs = Vec::new();
-    for _ in 0..ROUNDS {
-        let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
-        // Signalling tells everybody of everybody: that dies away first.
-        std::thread::sleep(WINDOW * 5);
-        let of_floor = || floor.us_per_packet(WINDOW).and_then(|_| us(&floor.latency()));
-        pairs.extend(in_turns(PAIRS, || us(&crowd.latency()), of_floor)?);
-        sound(&crowd.leave()?)?;
-    }
+    let crowd = Crowd::to(&place, &server, &Cast::new(1, 1, HEARERS, media))?;
+    // Signalling tells everybody of everybody: that dies away first.
+    std::thread::sleep(WINDOW * 5);
+    let of_floor = || floor.us_per_packet(WINDOW).and_then(|_| us(&floor.latency()));
+    let pairs = in_turns(PAIRS, || us(&crowd.latency()), of_floor)?;
+    sound(&crowd.leave()?)?;
     let row = |(at, (_, name)): (usize, &(f64, &str))| {
         let of_quantile: Vec<(f64, f64)> = pairs.iter().map(|(ours, floor)| (ours[at], floor[at])).collect();
         let mut row = Row::of_pairs(format!("forwarding latency at half load, {name}"), "us", &of_quantile);

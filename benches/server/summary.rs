@@ -4,43 +4,74 @@ use super::host;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 
-/// One figure beside its floor.
+/// Figures of one kind, each beside its floor.
 pub struct Row {
-    pub name: String,
-    pub unit: &'static str,
-    pub ours: f64,
-    /// What the least that must be done costs, in the same unit; `None` where nothing has to cost anything.
-    pub floor: Option<f64>,
-    /// Median of the ratios of the pairs.
-    pub ratio: Option<f64>,
-    pub peers: BTreeMap<String, f64>,
+    name: String,
+    unit: &'static str,
+    ours: Vec<f64>,
+    /// What the least that must be done cost, just after each of ours; nothing where nothing has to cost anything.
+    floor: Vec<f64>,
+    pub peers: BTreeMap<String, Vec<f64>>,
     /// Where rows are measured at a rate that suits the machine.
     pub packets_a_second: Option<u32>,
 }
 
 impl Row {
     pub fn new(name: impl Into<String>, unit: &'static str, ours: f64) -> Self {
-        Self { name: name.into(), unit, ours, floor: None, ratio: None, peers: BTreeMap::new(), packets_a_second: None }
+        Self { name: name.into(), unit, ours: vec![ours], floor: Vec::new(), peers: BTreeMap::new(), packets_a_second: None }
     }
 
     /// From pairs of figures that were measured one after the other.
     pub fn of_pairs(name: impl Into<String>, unit: &'static str, pairs: &[(f64, f64)]) -> Self {
-        let median = |of: fn(&(f64, f64)) -> f64| host::median(pairs.iter().map(of).collect());
-        Self { floor: Some(median(|p| p.1)), ratio: Some(median(|p| p.0 / p.1)), ..Self::new(name, unit, median(|p| p.0)) }
+        let (ours, floor) = pairs.iter().copied().unzip();
+        Self { name: name.into(), unit, ours, floor, peers: BTreeMap::new(), packets_a_second: None }
+    }
+
+    /// What another pass found.
+    fn merge(&mut self, other: Self) {
+        self.ours.extend(other.ours);
+        self.floor.extend(other.floor);
+        other.peers.into_iter().for_each(|(name, values)| self.peers.entry(name).or_default().extend(values));
+        self.packets_a_second = self.packets_a_second.min(other.packets_a_second);
+    }
+
+    fn ours(&self) -> f64 {
+        host::median(self.ours.clone())
+    }
+
+    fn floor(&self) -> Option<f64> {
+        (!self.floor.is_empty()).then(|| host::median(self.floor.clone()))
+    }
+
+    /// Median of the ratios of the pairs.
+    fn ratio(&self) -> Option<f64> {
+        let ratios: Vec<f64> = self.ours.iter().zip(&self.floor).map(|(ours, floor)| ours / floor).collect();
+        (!ratios.is_empty()).then(|| host::median(ratios))
+    }
+
+    fn peers(&self) -> BTreeMap<&str, f64> {
+        self.peers.iter().map(|(name, values)| (name.as_str(), host::median(values.clone()))).collect()
     }
 
     fn json(&self) -> Value {
         json!({
-            "name": self.name, "unit": self.unit, "ours": self.ours, "floor": self.floor,
-            "ratio_to_floor": self.ratio, "peers": self.peers, "packets_per_second": self.packets_a_second,
+            "name": self.name, "unit": self.unit, "ours": self.ours(), "floor": self.floor(),
+            "ratio_to_floor": self.ratio(), "peers": self.peers(), "packets_per_second": self.packets_a_second,
         })
     }
 
     fn line(&self) -> String {
         let or_dash = |v: Option<f64>| v.map_or_else(|| "-".to_owned(), number);
-        let ratio = self.ratio.map_or_else(|| "-".to_owned(), |r| format!("{r:.2}"));
-        let peers: Vec<String> = self.peers.iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
-        format!("{:<46} {:>9} {:>9} {ratio:>6}  {:<12} {}", self.name, number(self.ours), or_dash(self.floor), self.unit, peers.join(", "))
+        let ratio = self.ratio().map_or_else(|| "-".to_owned(), |r| format!("{r:.2}"));
+        let peers: Vec<String> = self.peers().iter().map(|(name, value)| format!("{name} {}", number(*value))).collect();
+        format!(
+            "{:<46} {:>9} {:>9} {ratio:>6}  {:<12} {}",
+            self.name,
+            number(self.ours()),
+            or_dash(self.floor()),
+            self.unit,
+            peers.join(", ")
+        )
     }
 }
 
@@ -64,11 +95,16 @@ impl Summary {
         Self { rows: Vec::new(), missing: BTreeMap::new(), load_before: host::load_average(), began: std::time::Instant::now() }
     }
 
+    /// To what earlier passes found, if there were any.
     pub fn add(&mut self, row: Row) {
         eprintln!("  {}", row.line());
-        self.rows.push(row);
+        match self.rows.iter_mut().find(|r| r.name == row.name) {
+            Some(known) => known.merge(row),
+            None => self.rows.push(row),
+        }
     }
 
+    /// In one pass at least.
     pub fn not_measured(&mut self, name: &str, why: &str) {
         self.missing.insert(name.to_owned(), why.to_owned());
     }
