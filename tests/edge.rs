@@ -8,8 +8,10 @@ use async_trait::async_trait;
 use common::{Server, within};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::Mutex;
 use webrtc_util::conn::Conn;
 
 #[test]
@@ -231,36 +233,21 @@ fn the_binary_is_static() {
 // ---- the relay, by somebody else's client ------------------------------------------------------------------------------
 
 /// A stream as the `turn` crate's client wants it: whole messages in and out.
-struct Framed<S>(Arc<Ends<S>>);
-
-struct Ends<S> {
-    reader: Mutex<S>,
-    writer: Mutex<S>,
+struct Framed<S> {
+    reader: Mutex<ReadHalf<S>>,
+    writer: Mutex<WriteHalf<S>>,
     remote: SocketAddr,
 }
 
-impl<S> Framed<S> {
-    fn new(reader: S, writer: S, remote: SocketAddr) -> Arc<Self> {
-        Arc::new(Self(Arc::new(Ends { reader: Mutex::new(reader), writer: Mutex::new(writer), remote })))
-    }
-}
-
-trait Pipe: Read + Write + Send {}
-impl<T: Read + Write + Send> Pipe for T {}
-
-impl<S: Pipe> Ends<S> {
-    fn read_frame(&self, out: &mut [u8]) -> std::io::Result<usize> {
-        let mut reader = self.reader.lock().expect("one reader");
-        reader.read_exact(&mut out[..4])?;
-        let len = usize::from(u16::from_be_bytes([out[2], out[3]]));
-        let (whole, padded) = if out[0] < 4 { (20 + len, 20 + len) } else { (4 + len, 4 + len.next_multiple_of(4)) };
-        reader.read_exact(&mut out[4..padded])?;
-        Ok(whole)
+impl<S: AsyncRead + AsyncWrite> Framed<S> {
+    fn new(stream: S, remote: SocketAddr) -> Arc<Self> {
+        let (reader, writer) = tokio::io::split(stream);
+        Arc::new(Self { reader: Mutex::new(reader), writer: Mutex::new(writer), remote })
     }
 }
 
 #[async_trait]
-impl<S: Pipe + 'static> Conn for Framed<S> {
+impl<S: AsyncRead + AsyncWrite + Send + 'static> Conn for Framed<S> {
     async fn connect(&self, _: SocketAddr) -> Result<(), webrtc_util::Error> {
         Ok(())
     }
@@ -268,27 +255,27 @@ impl<S: Pipe + 'static> Conn for Framed<S> {
         self.recv_from(buf).await.map(|(n, _)| n)
     }
     async fn recv_from(&self, buf: &mut [u8]) -> Result<(usize, SocketAddr), webrtc_util::Error> {
-        let (this, room) = (Arc::clone(&self.0), buf.len());
-        let read = tokio::task::spawn_blocking(move || {
-            let mut bytes = vec![0; room];
-            this.read_frame(&mut bytes).map(|n| (n, bytes))
-        });
-        let (n, bytes) = read.await.expect("no panic")?;
-        buf[..n].copy_from_slice(&bytes[..n]);
-        Ok((n, self.0.remote))
+        let mut reader = self.reader.lock().await;
+        reader.read_exact(&mut buf[..4]).await?;
+        let len = usize::from(u16::from_be_bytes([buf[2], buf[3]]));
+        let (whole, padded) = if buf[0] < 4 { (20 + len, 20 + len) } else { (4 + len, 4 + len.next_multiple_of(4)) };
+        reader.read_exact(&mut buf[4..padded]).await?;
+        Ok((whole, self.remote))
     }
     async fn send(&self, buf: &[u8]) -> Result<usize, webrtc_util::Error> {
-        self.send_to(buf, self.0.remote).await
+        self.send_to(buf, self.remote).await
     }
     async fn send_to(&self, buf: &[u8], _: SocketAddr) -> Result<usize, webrtc_util::Error> {
-        self.0.writer.lock().expect("one writer").write_all(buf)?;
+        let mut writer = self.writer.lock().await;
+        writer.write_all(buf).await?;
+        writer.flush().await?;
         Ok(buf.len())
     }
     fn local_addr(&self) -> Result<SocketAddr, webrtc_util::Error> {
         Ok(SocketAddr::from(([127, 0, 0, 1], 1)))
     }
     fn remote_addr(&self) -> Option<SocketAddr> {
-        Some(self.0.remote)
+        Some(self.remote)
     }
     async fn close(&self) -> Result<(), webrtc_util::Error> {
         Ok(())
@@ -339,39 +326,14 @@ async fn the_turn_crate_allocates_over_udp_tcp_and_tls() {
     let udp = tokio::net::UdpSocket::bind("127.0.0.1:0").await.expect("bound");
     allocate_and_be_refused("udp", server.turn, Arc::new(udp)).await;
     for port in [server.turn, server.edge] {
-        let tcp = TcpStream::connect(port).expect("a connection");
-        allocate_and_be_refused("tcp", port, Framed::new(tcp.try_clone().expect("a clone"), tcp, port)).await;
+        let tcp = tokio::net::TcpStream::connect(port).await.expect("a connection");
+        allocate_and_be_refused("tcp", port, Framed::new(tcp, port)).await;
     }
-    let both = Arc::new(Mutex::new(server.tls(&[])));
-    both.lock().expect("ours").sock.set_read_timeout(Some(Duration::from_millis(20))).expect("a timeout");
-    allocate_and_be_refused("tls", server.edge, Framed::new(Shared(Arc::clone(&both)), Shared(both), server.edge)).await;
+    let tcp = tokio::net::TcpStream::connect(server.edge).await.expect("a connection");
+    let name = "localhost".try_into().expect("a name");
+    let tls = tokio_rustls::TlsConnector::from(server.tls_config(&[])).connect(name, tcp).await.expect("a session");
+    allocate_and_be_refused("tls", server.edge, Framed::new(tls, server.edge)).await;
     assert_eq!(server.metric("postern_turn_allocations_total{event=\"opened\"}"), 4);
     within(Duration::from_secs(5), "all allocations end", || server.metric("postern_turn_allocations_total{event=\"closed\"}") == 4);
     assert!(server.metric("postern_turn_refusals_total{reason=\"403_peer_forbidden\"}") >= 4);
-}
-
-/// One TLS session for a reader and a writer: reads give way every 20 ms.
-struct Shared(Arc<Mutex<rustls::StreamOwned<rustls::ClientConnection, TcpStream>>>);
-
-impl Read for Shared {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
-        loop {
-            match self.0.lock().expect("ours").read(buf) {
-                Err(e) if matches!(e.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => std::thread::yield_now(),
-                other => return other,
-            }
-        }
-    }
-}
-
-impl Write for Shared {
-    fn write(&mut self, buf: &[u8]) -> std::io::Result<usize> {
-        let mut stream = self.0.lock().expect("ours");
-        let n = stream.write(buf)?;
-        stream.flush()?;
-        Ok(n)
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        self.0.lock().expect("ours").flush()
-    }
 }
