@@ -152,7 +152,12 @@ fn refusals_have_a_status_a_sentence_and_cors() {
     let upgrade =
         "Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
     let answer = server.get(server.http, "/rtc?protocol=x", upgrade);
-    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("the query is not understood"), "{answer}");
+    assert!(
+        answer.starts_with("HTTP/1.1 400") && answer.ends_with("the query is not understood: protocol: invalid digit found in string"),
+        "{answer}"
+    );
+    let answer = server.get(server.http, &format!("/rtc/validate?access_token={}&attributes=e30x", token.trim()), "");
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.ends_with("attributes are no base64url of a JSON map of texts"), "{answer}");
     // Whoever only validates does not join.
     assert_eq!(server.metric("postern_joins_total{outcome=\"bad_request\"}"), 3);
     assert_eq!(server.metric("postern_joins_total{outcome=\"token_malformed\"}"), 0);
@@ -184,13 +189,47 @@ fn who_is_turned_away_at_once_is_counted_by_reason() {
     let file = server.state.join("postern.toml");
     let text = std::fs::read_to_string(&file).expect("the config");
     let named = text.replace("[server]\n", "[server]\nallowed_origins = [\"https://app.example\"]\n");
-    std::fs::write(&file, named.replace("joins_per_second_per_address = 1", "joins_per_second_per_address = 1000")).expect("written");
+    let both = named.replace("joins_per_second_per_address = 1\n", "joins_per_second_per_address = 1000\n");
+    assert!(named != text && both != named, "{text}");
+    std::fs::write(&file, both).expect("written");
     server.command(&["reload"]);
     let [own, foreign] = ["app", "elsewhere"].map(|name| ask(&format!("Origin: https://{name}.example\r\n")));
     assert!(own.starts_with("HTTP/1.1 401"), "{own}");
     assert!(foreign.starts_with("HTTP/1.1 403") && foreign.contains("server.allowed_origins"), "{foreign}");
     assert_eq!(counts(), [1, 1]);
     assert!(server.log().contains("foreign_origin"), "{}", server.log());
+}
+
+#[test]
+fn a_query_that_is_not_understood_is_counted_and_its_words_stay_out_of_the_log() {
+    let server = Server::run(1, "");
+    let ask = |first: &str, headers: &str| {
+        let mut stream = server.tls(&[b"http/1.1"]);
+        write!(stream, "{first} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n").expect("written");
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let count = |outcome: &str| server.metric(&format!("postern_joins_total{{outcome=\"{outcome}\"}}"));
+    let upgrade =
+        "Connection: upgrade, close\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n";
+    for (query, field) in [("access_token=hidden&protocol=hidden", "protocol"), ("access_token=hidden&access_token=hidden", "access_token")]
+    {
+        let answer = ask(&format!("GET /rtc?{query}"), upgrade);
+        assert!(answer.starts_with("HTTP/1.1 400") && answer.contains(field) && !answer.contains("hidden"), "{answer}");
+    }
+    assert_eq!(count("bad_request"), 2);
+    // What watches says who it is first.
+    let twice = "POST /whep/v1?participant=hidden&participant=hidden";
+    let rest = "Connection: close\r\nContent-Type: application/sdp\r\nContent-Length: 0\r\n";
+    assert!(ask(twice, rest).starts_with("HTTP/1.1 401"));
+    assert_eq!((count("token_missing"), count("bad_request")), (1, 2));
+    let token = server.command(&["token", "--room", "r", "--identity", "i"]);
+    let answer = ask(twice, &format!("Authorization: Bearer {}\r\n{rest}", token.trim()));
+    assert!(answer.starts_with("HTTP/1.1 400") && answer.contains("participant") && !answer.contains("hidden"), "{answer}");
+    assert_eq!(count("bad_request"), 3);
+    let log = server.log();
+    assert!(log.contains("the query is not understood: protocol") && !log.contains("hidden"), "{log}");
 }
 
 #[test]

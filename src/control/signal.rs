@@ -27,6 +27,7 @@ use livekit_protocol::signal_response::Message as Down;
 use prost::Message as _;
 use serde::Deserialize;
 use std::collections::HashMap;
+use std::error::Error as _;
 use std::io::Read;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -166,9 +167,8 @@ impl JoinQuery {
         let text = |value: &Option<String>| value.clone().unwrap_or_default();
         let participant_attributes = match &self.attributes {
             Some(encoded) => {
-                let bad = || Refused::BadQuery("attributes are no base64url of a JSON map of texts".to_owned());
-                let bytes = URL_SAFE.decode(encoded).or_else(|_| URL_SAFE_NO_PAD.decode(encoded)).map_err(|_| bad())?;
-                serde_json::from_slice(&bytes).map_err(|_| bad())?
+                let bytes = URL_SAFE.decode(encoded).or_else(|_| URL_SAFE_NO_PAD.decode(encoded));
+                serde_json::from_slice(&bytes.map_err(|_| Refused::BadAttributes)?).map_err(|_| Refused::BadAttributes)?
             }
             None => HashMap::new(),
         };
@@ -219,8 +219,10 @@ enum Refused {
     NoJoinRequest,
     #[error("join_request does not decode: {0}")]
     BadJoinRequest(&'static str),
-    #[error("the query is not understood: {0}")]
-    BadQuery(String),
+    #[error("the query is not understood: {}", source_text(.0))]
+    BadQuery(#[from] QueryRejection),
+    #[error("attributes are no base64url of a JSON map of texts")]
+    BadAttributes,
     #[error("too many joins; try again in a second")]
     TooMany,
     #[error(transparent)]
@@ -235,7 +237,7 @@ impl Refused {
             Self::Denied(denied) => denied.outcome(),
             Self::Join(error) => error.outcome(),
             Self::TooMany => "rationed",
-            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::BadQuery(_) | Self::NoWebSocket => "bad_request",
+            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::BadQuery(_) | Self::BadAttributes | Self::NoWebSocket => "bad_request",
         }
     }
 }
@@ -244,9 +246,11 @@ impl IntoResponse for Refused {
     fn into_response(self) -> Response {
         let status = match &self {
             Self::Denied(denied) => StatusCode::from_u16(denied.status()).unwrap_or(StatusCode::UNAUTHORIZED),
-            Self::NoJoinRequest | Self::BadJoinRequest(_) | Self::BadQuery(_) | Self::Join(JoinError::Offer(_) | JoinError::TooLong) => {
-                StatusCode::BAD_REQUEST
-            }
+            Self::NoJoinRequest
+            | Self::BadJoinRequest(_)
+            | Self::BadQuery(_)
+            | Self::BadAttributes
+            | Self::Join(JoinError::Offer(_) | JoinError::TooLong) => StatusCode::BAD_REQUEST,
             Self::TooMany => StatusCode::TOO_MANY_REQUESTS,
             Self::Join(JoinError::Revoked | JoinError::NotAllowed) => StatusCode::FORBIDDEN,
             Self::Join(JoinError::RoomMissing) | Self::NoWebSocket => StatusCode::NOT_FOUND,
@@ -258,6 +262,11 @@ impl IntoResponse for Refused {
         }
         response
     }
+}
+
+/// Which field, and what is wrong with it: never what stood there, which may be a token.
+pub fn source_text(rejection: &QueryRejection) -> String {
+    rejection.source().map_or_else(|| rejection.body_text(), ToString::to_string)
 }
 
 /// The token: from the Authorization header (native SDKs), else from the query (browsers).
@@ -318,7 +327,7 @@ pub async fn validate(
     headers: HeaderMap,
     query: Asked,
 ) -> Response {
-    match read(query).and_then(|query| check(&front, version, &headers, &query)) {
+    match query.map_err(Refused::from).and_then(|Query(query)| check(&front, version, &headers, &query)) {
         Ok(_) => "success".into_response(),
         Err(refused) => refused.into_response(),
     }
@@ -326,10 +335,6 @@ pub async fn validate(
 
 type Upgrade = Result<WebSocketUpgrade, WebSocketUpgradeRejection>;
 type Asked = Result<Query<JoinQuery>, QueryRejection>;
-
-fn read(query: Asked) -> Result<JoinQuery, Refused> {
-    query.map(|Query(query)| query).map_err(|rejection| Refused::BadQuery(rejection.body_text()))
-}
 
 pub async fn connect(
     State(front): State<Arc<Front>>,
@@ -360,7 +365,8 @@ fn admit(
     upgrade: Upgrade,
 ) -> Result<Response, Refused> {
     let upgrade = upgrade.map_err(|_| Refused::NoWebSocket)?;
-    let (claims, request, is_dual) = check(front, version, headers, &read(query)?)?;
+    let Query(query) = query?;
+    let (claims, request, is_dual) = check(front, version, headers, &query)?;
     if !front.admits_joiner(&claims) {
         return Err(Refused::TooMany);
     }

@@ -12,7 +12,7 @@ use super::auth::{Claims, Denied};
 use super::door::Peer;
 use super::rooms::{Caller, JoinError, Opened, Purpose, Restarted};
 use super::service::{Unread, bearer, read};
-use super::signal::{Front, host_of};
+use super::signal::{Front, host_of, source_text};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -35,8 +35,8 @@ enum Refused {
     Denied(#[from] Denied),
     #[error("too many requests; try again in a second")]
     TooMany,
-    #[error("the query is not understood: {0}")]
-    BadQuery(String),
+    #[error("the query is not understood: {}", source_text(.0))]
+    BadQuery(#[from] QueryRejection),
     #[error("the body is longer than {BODY_MAX} bytes")]
     TooLong,
     #[error("the body did not come in time")]
@@ -121,7 +121,7 @@ pub async fn publish(State(front): State<Arc<Front>>, request: Request) -> Respo
 
 pub async fn play(State(front): State<Arc<Front>>, wanted: Result<Query<Wanted>, QueryRejection>, request: Request) -> Response {
     let purpose = wanted.map(|Query(Wanted { participant })| Purpose::Play { of: participant });
-    open(&front, "/whep/v1/", purpose.map_err(|rejection| Refused::BadQuery(rejection.body_text())), request).await
+    open(&front, "/whep/v1/", purpose.map_err(Refused::from), request).await
 }
 
 async fn open(front: &Front, base: &str, purpose: Result<Purpose, Refused>, request: Request) -> Response {
@@ -143,7 +143,7 @@ async fn open(front: &Front, base: &str, purpose: Result<Purpose, Refused>, requ
 }
 
 async fn try_open(front: &Front, purpose: Result<Purpose, Refused>, request: Request) -> Result<Opened, Refused> {
-    // Nothing is read of a request before its token was verified.
+    // Nothing is told of a request, and no body read, before its token was verified.
     let claims = front.keys.verify_join(bearer(request.headers())?)?;
     let purpose = purpose?;
     if !front.admits_joiner(&claims) {

@@ -111,7 +111,7 @@ impl Server {
     pub fn get(&self, to: SocketAddr, path: &str, headers: &str) -> String {
         let mut stream = TcpStream::connect(to).expect("a connection");
         stream.set_read_timeout(Some(Duration::from_secs(10))).expect("a timeout");
-        let connection = if headers.contains("Connection: ") { "" } else { "Connection: close\r\n" };
+        let connection = if headers.starts_with("Connection: ") { "" } else { "Connection: close\r\n" };
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {to}\r\n{connection}{headers}\r\n").expect("written");
         let mut text = String::new();
         stream.read_to_string(&mut text).expect("an answer");
