@@ -17,6 +17,8 @@ mod rooms;
 mod server;
 mod summary;
 
+use Often::{EachPass, Once};
+use postern::load::Direction;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use summary::{Row, Summary};
@@ -24,31 +26,35 @@ use summary::{Row, Summary};
 /// One row, or some that are measured together.
 type Measure = fn(&Context) -> Result<Vec<Row>, String>;
 
-/// Memory hardly varies.
+/// In how many passes something is measured: memory hardly varies.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Often {
     Once,
     EachPass,
 }
-use Often::{EachPass, Once};
 
+/// All of them take nineteen minutes.
 const PASSES: usize = 3;
 
 pub struct Context {
     pub with_peers: bool,
-    /// Packets a second of rows, by their names: the same in all passes.
-    pub rates: RefCell<HashMap<String, u32>>,
+    /// Packets a second, by what is sent: the same in all passes.
+    rates: RefCell<HashMap<String, u32>>,
 }
 
 impl Context {
-    /// The rate of the first pass, which finds it.
+    /// The rate that was found or settled before.
     pub fn rate(&self, name: &str, find: impl FnOnce() -> Result<u32, String>) -> Result<u32, String> {
         if let Some(rate) = self.rates.borrow().get(name) {
             return Ok(*rate);
         }
         let rate = find()?;
-        self.rates.borrow_mut().insert(name.to_owned(), rate);
+        self.settle(name, rate);
         Ok(rate)
+    }
+
+    pub fn settle(&self, name: &str, rate: u32) {
+        self.rates.borrow_mut().insert(name.to_owned(), rate);
     }
 }
 
@@ -67,11 +73,14 @@ const ROWS: &[(&str, Often, Measure)] = &[
     ("fan-out 1 to 1000 runs of 8, device", EachPass, |c| rooms::fan_out_to_device(c, 1_000, 8)),
     ("50 all to all", EachPass, rooms::all_to_all),
     ("rooms through TURN", EachPass, rooms::through_turn),
-    ("UDP relay", EachPass, relay::udp),
+    ("UDP relay, client to peer, single", EachPass, |c| relay::udp(c, Direction::Up, 1)),
+    ("UDP relay, client to peer, runs of 4", EachPass, |c| relay::udp(c, Direction::Up, 4)),
+    ("UDP relay, peer to client, single", EachPass, |c| relay::udp(c, Direction::Down, 1)),
+    ("UDP relay, peer to client, runs of 4", EachPass, |c| relay::udp(c, Direction::Down, 4)),
     ("join", EachPass, joins::join),
     ("idle participant memory", Once, rooms::idle_memory),
     ("subscription memory", Once, rooms::subscription_memory),
-    ("SFU-only allocation memory", Once, relay::sfu_only_memory),
+    ("SFU-only allocation memory", EachPass, relay::sfu_only_memory),
     ("real relay memory", Once, relay::real_memory),
     ("two workers", EachPass, rooms::two_workers),
     ("forwarding latency", EachPass, rooms::latency),
@@ -85,11 +94,11 @@ fn main() {
         std::process::exit(1);
     }
     let mut summary = Summary::begin();
-    for pass in 0..PASSES {
-        eprintln!("pass {} of {PASSES}", pass + 1);
+    for pass in 1..=PASSES {
+        eprintln!("pass {pass} of {PASSES}");
         for (name, often, measure) in ROWS {
             let is_wanted = words.iter().all(|w| name.contains(w.as_str()));
-            if !is_wanted || (*often == Once && pass > 0) {
+            if !is_wanted || (*often == Once && pass > 1) {
                 continue;
             }
             eprintln!("{name} …");
@@ -97,7 +106,7 @@ fn main() {
                 Ok(rows) => rows.into_iter().for_each(|row| summary.add(row)),
                 Err(error) => {
                     eprintln!("  not measured: {error}");
-                    summary.not_measured(name, &error);
+                    summary.not_measured(name, pass, &error);
                 }
             }
         }

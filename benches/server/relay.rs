@@ -65,7 +65,7 @@ impl Users {
         std::thread::sleep(SETTLE);
         let (cpu, before) = (process.cpu_s(), received());
         std::thread::sleep(WINDOW);
-        let (cpu, packets) = (process.cpu_s() - cpu, received() - before);
+        let (cpu, packets) = (process.cpu_s() - cpu, received().saturating_sub(before));
         self.watch.is_paused.store(true, Relaxed);
         std::thread::sleep(PAUSE);
         if packets == 0 { Err("nothing comes through the relay".into()) } else { Ok(cpu * 1e6 / packets as f64) }
@@ -104,27 +104,33 @@ fn plan(direction: Direction, run: u32, rate: u32) -> RelayPlan {
     }
 }
 
-/// Both ways, one by one and in runs, beside a loop that receives, cuts the header off and sends.
-pub fn udp(context: &Context) -> Result<Vec<Row>, String> {
-    let mut rows = Vec::new();
-    for direction in [Direction::Up, Direction::Down] {
-        for run in [1, 4] {
-            let lowest = RATES[RATES.len() - 1];
-            let bearable = context.rate(&format!("relay {run}"), || {
-                let us = Floor::at_ease(Work::Relay, sources(run, lowest))?;
-                Ok((1e6 * FLOOR_LOAD / us) as u32)
-            })?;
-            let mut failed = Vec::new();
-            let mut fitting = RATES.iter().filter(|rate| **rate == lowest || **rate <= bearable);
-            let row = fitting.find_map(|rate| {
-                let row = udp_at(context, direction, run, *rate);
-                row.map_err(|why| failed.push(format!("at {rate} packets a second: {why}"))).ok()
-            });
-            failed.iter().for_each(|why| eprintln!("  not {why}"));
-            rows.push(row.ok_or_else(|| failed.join("; "))?);
+fn udp_name(direction: Direction, run: u32) -> String {
+    let way = if direction == Direction::Up { "client to peer" } else { "peer to client" };
+    let packets = if run == 1 { "single".to_owned() } else { format!("runs of {run}") };
+    format!("UDP relay, {way}, {packets}")
+}
+
+/// One way, one by one or in runs, beside a loop that receives, cuts the header off and sends.
+pub fn udp(context: &Context, direction: Direction, run: u32) -> Result<Vec<Row>, String> {
+    let (name, lowest) = (udp_name(direction, run), RATES[RATES.len() - 1]);
+    let bearable = context.rate(&name, || {
+        let us = Floor::at_ease(Work::Relay, sources(run, lowest))?;
+        Ok((1e6 * FLOOR_LOAD / us) as u32)
+    })?;
+    let mut failed = Vec::new();
+    for rate in RATES.into_iter().filter(|rate| *rate == lowest || *rate <= bearable) {
+        match udp_at(context, direction, run, rate) {
+            Ok(row) => {
+                context.settle(&name, rate);
+                return Ok(vec![row]);
+            }
+            Err(why) => {
+                failed.push(format!("at {rate} packets a second: {why}"));
+                eprintln!("  not {}", failed[failed.len() - 1]);
+            }
         }
     }
-    Ok(rows)
+    Err(failed.join("; "))
 }
 
 /// What the floor is fed with: as many ways as there are allocations.
@@ -149,11 +155,9 @@ fn udp_at(context: &Context, direction: Direction, run: u32, rate: u32) -> Resul
     if let Some(users) = its_users {
         sound(&users.leave()?).map_err(|why| format!("coturn: {why}"))?;
     }
-    let way = if direction == Direction::Up { "client to peer" } else { "peer to client" };
-    let packets = if run == 1 { "single" } else { "runs of 4" };
     let (ours, floors): (Vec<(f64, Option<f64>)>, Vec<f64>) = pairs.into_iter().unzip();
     let beside_floor: Vec<(f64, f64)> = ours.iter().zip(floors).map(|((ours, _), floor)| (*ours, floor)).collect();
-    let mut row = Row::of_pairs(format!("UDP relay, {way}, {packets}"), "us/packet", &beside_floor);
+    let mut row = Row::of_pairs(udp_name(direction, run), "us/packet", &beside_floor);
     row.packets_a_second = Some(rate);
     if context.with_peers {
         row.peers.insert("coturn".into(), ours.iter().filter_map(|(_, coturn)| *coturn).collect());

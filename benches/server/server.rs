@@ -4,7 +4,7 @@ use super::host;
 use postern::load::Usage;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -73,7 +73,7 @@ impl Server {
     }
 
     fn with_turn(ip: IpAddr, workers: usize, turn_lines: &str) -> Result<Self, String> {
-        let state = std::env::temp_dir().join(format!("postern-bench-{}-config", std::process::id()));
+        let state = std::env::temp_dir().join(format!("postern-bench-{}-config-{ip}", std::process::id()));
         fs::create_dir_all(&state).map_err(|e| e.to_string())?;
         let config = state.join("postern.toml");
         let text = format!(
@@ -81,18 +81,20 @@ impl Server {
              [network]\nbind_addresses = [\"{ip}\"]\nedge_tcp_ports = [{EDGE}]\nmedia_udp_port = {EDGE}\nturn_ports = [{TURN}]\n\
              [tls]\nmode = \"self-signed\"\nstate_dir = \"{0}\"\n[keys]\ndevkey = \"{SECRET}\"\n\
              [turn]\n{turn_lines}shared_secrets = [\"{SECRET}\"]\nallocations_per_user = 1000000\n\
-             [rooms]\nparticipants_max = 5000\nstreams_together = {1}\n[admin]\nlisten = \"127.0.0.1:{ADMIN}\"\n\
+             [rooms]\nparticipants_max = 5000\nstreams_together = {1}\n[admin]\nlisten = \"{2}\"\n\
              [limits]\njoins_per_second_per_address = 100000\nallocations_per_worker = 1000000\nhalf_open_per_address = 10000\n\
              [log]\nlevel = \"warn\"\n",
             state.display(),
             if workers > 1 { 1 } else { 100_000 },
+            admin(ip),
         );
         fs::write(&config, text).map_err(|e| e.to_string())?;
         let program = Path::new(env!("CARGO_BIN_EXE_postern"));
         let config = config.to_string_lossy().into_owned();
-        let process = Process::start(program, &["run", "--config", &config], if workers > 1 { "0,1" } else { "0" }, "server")?;
+        let process =
+            Process::start(program, &["run", "--config", &config], if workers > 1 { "0,1" } else { "0" }, &format!("server-{ip}"))?;
         let server = Self { process, ip, authority: state.join("ca.pem") };
-        host::until(Duration::from_secs(20), "the server is ready", || get("/readyz").is_some_and(|a| a.starts_with("HTTP/1.1 200")))
+        host::until(Duration::from_secs(20), "the server is ready", || get(ip, "/readyz").is_some_and(|a| a.starts_with("HTTP/1.1 200")))
             .map_err(|e| format!("{e}\n{}", server.process.log()))?;
         Ok(server)
     }
@@ -107,13 +109,18 @@ impl Server {
 
     /// A counter of `/metrics`, by its whole name.
     pub fn counter(&self, name: &str) -> u64 {
-        let metrics = get("/metrics").unwrap_or_default();
+        let metrics = get(self.ip, "/metrics").unwrap_or_default();
         metrics.lines().find_map(|l| l.strip_prefix(name)?.trim().parse::<f64>().ok()).unwrap_or(0.0) as u64
     }
 }
 
-fn get(path: &str) -> Option<String> {
-    let mut stream = TcpStream::connect(("127.0.0.1", ADMIN)).ok()?;
+/// Where a server tells of itself, which it does on loopback only.
+fn admin(ip: IpAddr) -> SocketAddr {
+    SocketAddr::new(if ip.is_loopback() { ip } else { IpAddr::V4(Ipv4Addr::LOCALHOST) }, ADMIN)
+}
+
+fn get(ip: IpAddr, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(admin(ip)).ok()?;
     stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
     let mut answer = String::new();

@@ -9,7 +9,7 @@ pub struct Row {
     name: String,
     unit: &'static str,
     ours: Vec<f64>,
-    /// What the least that must be done cost, just after each of ours; nothing where nothing has to cost anything.
+    /// What the least that must be done cost, in the same turn as each of ours; nothing where nothing has to cost anything.
     floor: Vec<f64>,
     pub peers: BTreeMap<String, Vec<f64>>,
     /// Where rows are measured at a rate that suits the machine.
@@ -27,12 +27,15 @@ impl Row {
         Self { name: name.into(), unit, ours, floor, peers: BTreeMap::new(), packets_a_second: None }
     }
 
-    /// What another pass found.
+    /// What another pass found. When it had to go lower with its rate, what was found before is of no use beside it.
     fn merge(&mut self, other: Self) {
+        if other.packets_a_second != self.packets_a_second {
+            *self = other;
+            return;
+        }
         self.ours.extend(other.ours);
         self.floor.extend(other.floor);
         other.peers.into_iter().for_each(|(name, values)| self.peers.entry(name).or_default().extend(values));
-        self.packets_a_second = self.packets_a_second.min(other.packets_a_second);
     }
 
     fn ours(&self) -> f64 {
@@ -57,6 +60,7 @@ impl Row {
         json!({
             "name": self.name, "unit": self.unit, "ours": self.ours(), "floor": self.floor(),
             "ratio_to_floor": self.ratio(), "peers": self.peers(), "packets_per_second": self.packets_a_second,
+            "windows": self.ours.len(),
         })
     }
 
@@ -104,9 +108,8 @@ impl Summary {
         }
     }
 
-    /// In one pass at least.
-    pub fn not_measured(&mut self, name: &str, why: &str) {
-        self.missing.insert(name.to_owned(), why.to_owned());
+    pub fn not_measured(&mut self, name: &str, pass: usize, why: &str) {
+        self.missing.insert(format!("{name}, pass {pass}"), why.to_owned());
     }
 
     /// Prints the table and writes the file.
