@@ -1,6 +1,6 @@
 //! What the server costs, row by row, each beside its floor: a loop that does the least that must be done, measured in turns
-//! with the server, against sinks that receive in the same way. All rows are measured in several passes with servers of their own:
-//! where a server's memory lies is chance, and a neighbour of this machine who is busy for a minute does not spoil a row.
+//! with the server, against sinks that receive in the same way. All rows but memory are measured in several passes with servers of
+//! their own: where a server's memory lies is chance, and a neighbour of this machine who is busy for a minute does not spoil a row.
 //!
 //! `cargo bench --bench server [-- words of rows' names]`; `--peers` measures other servers as well. Writes
 //! `target/bench/summary.json` and a table. The server is pinned to core 0, what loads it to core 1.

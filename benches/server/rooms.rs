@@ -122,36 +122,33 @@ impl Crowd {
         Self::come(place, server.url(), Some(server.authority.clone()), server.process.pid(), cast)
     }
 
-    /// Lets the participants send for a while, and measures nothing.
-    fn warm_up(&self, lasts: Duration) {
-        self.watch.is_paused.store(false, Relaxed);
-        std::thread::sleep(lasts);
-        self.watch.is_paused.store(true, Relaxed);
-        std::thread::sleep(PAUSE);
-    }
-
-    /// Lets the participants send for a while: processor time for each packet that `count` tells, us.
-    fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> Result<f64, String> {
+    /// Lets the participants send while `f` runs.
+    fn sending<R>(&self, f: impl FnOnce() -> R) -> R {
         self.watch.is_paused.store(false, Relaxed);
         std::thread::sleep(SETTLE);
-        let (cpu, before) = (cpu_s(), count());
-        std::thread::sleep(WINDOW);
-        let (cpu, packets) = (cpu_s() - cpu, count().saturating_sub(before));
+        let found = f();
         self.watch.is_paused.store(true, Relaxed);
         std::thread::sleep(PAUSE);
+        found
+    }
+
+    /// Processor time for each packet that `count` tells, us.
+    fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> Result<f64, String> {
+        let (cpu, packets) = self.sending(|| {
+            let (cpu, before) = (cpu_s(), count());
+            std::thread::sleep(WINDOW);
+            (cpu_s() - cpu, count().saturating_sub(before))
+        });
         if packets == 0 { Err("no packets come through".into()) } else { Ok(cpu * 1e6 / packets as f64) }
     }
 
-    /// Lets the participants send for a while: how long packets took.
+    /// How long packets took.
     fn latency(&self, window: Duration) -> load::Spread {
-        self.watch.is_paused.store(false, Relaxed);
-        std::thread::sleep(SETTLE);
-        self.watch.take_latency();
-        std::thread::sleep(window);
-        let latency = self.watch.take_latency();
-        self.watch.is_paused.store(true, Relaxed);
-        std::thread::sleep(PAUSE);
-        latency
+        self.sending(|| {
+            self.watch.take_latency();
+            std::thread::sleep(window);
+            self.watch.take_latency()
+        })
     }
 
     fn received(&self) -> u64 {
@@ -327,7 +324,7 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     let direct = come(&Path::Udp)?;
     let through = PATHS.iter().map(come).collect::<Result<Vec<_>, _>>()?;
     // What a call costs in its first seconds, when bandwidth is looked for, is not what it costs later.
-    through.iter().chain([&direct]).for_each(|crowd| crowd.warm_up(WINDOW * 5));
+    through.iter().chain([&direct]).for_each(|crowd| crowd.sending(|| std::thread::sleep(WINDOW * 5)));
     let of = |crowd: &Crowd| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
     let ours = || through.iter().map(of).collect::<Result<Vec<f64>, _>>();
     let rounds = in_turns(ROUNDS, ours, || of(&direct))?;

@@ -61,6 +61,14 @@ pub struct Server {
     pub authority: PathBuf,
 }
 
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Some(state) = self.authority.parent() {
+            let _ = fs::remove_dir_all(state);
+        }
+    }
+}
+
 impl Server {
     /// Postern with so many workers, pinned to so many cores, at this address.
     pub fn start(ip: IpAddr, workers: usize) -> Result<Self, String> {

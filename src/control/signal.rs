@@ -219,7 +219,7 @@ enum Refused {
     NoJoinRequest,
     #[error("join_request does not decode: {0}")]
     BadJoinRequest(&'static str),
-    #[error("the query is not understood: {}", source_text(.0))]
+    #[error("the query is not understood: {}", query_fault(.0))]
     BadQuery(#[from] QueryRejection),
     #[error("attributes are no base64url of a JSON map of texts")]
     BadAttributes,
@@ -265,7 +265,7 @@ impl IntoResponse for Refused {
 }
 
 /// Which field, and what is wrong with it: never what stood there, which may be a token.
-pub fn source_text(rejection: &QueryRejection) -> String {
+pub fn query_fault(rejection: &QueryRejection) -> String {
     rejection.source().map_or_else(|| rejection.body_text(), ToString::to_string)
 }
 

@@ -12,7 +12,7 @@ use super::auth::{Claims, Denied};
 use super::door::Peer;
 use super::rooms::{Caller, JoinError, Opened, Purpose, Restarted};
 use super::service::{Unread, bearer, read};
-use super::signal::{Front, host_of, source_text};
+use super::signal::{Front, host_of, query_fault};
 use axum::extract::rejection::QueryRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
@@ -35,7 +35,7 @@ enum Refused {
     Denied(#[from] Denied),
     #[error("too many requests; try again in a second")]
     TooMany,
-    #[error("the query is not understood: {}", source_text(.0))]
+    #[error("the query is not understood: {}", query_fault(.0))]
     BadQuery(#[from] QueryRejection),
     #[error("the body is longer than {BODY_MAX} bytes")]
     TooLong,
