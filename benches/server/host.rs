@@ -1,6 +1,7 @@
 //! The machine: cores, processor time, memory.
 
 use nix::sched::{CpuSet, sched_setaffinity};
+use nix::time::ClockId;
 use nix::unistd::Pid;
 use std::fs;
 use std::time::Duration;
@@ -16,11 +17,9 @@ pub fn thread_id() -> i32 {
     nix::unistd::gettid().as_raw()
 }
 
-/// Run time of the calling thread: what /proc says of it is as old as its last tick.
+/// Run time of the calling thread, to the nanosecond: what /proc and getrusage(2) say of it is as old as its last tick.
 pub fn own_cpu_s() -> f64 {
-    let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_THREAD);
-    let seconds = |time: nix::sys::time::TimeVal| time.tv_sec() as f64 + time.tv_usec() as f64 / 1e6;
-    usage.map_or(f64::NAN, |u| seconds(u.user_time()) + seconds(u.system_time()))
+    ClockId::CLOCK_THREAD_CPUTIME_ID.now().map_or(f64::NAN, |time| Duration::from(time).as_secs_f64())
 }
 
 /// Run time of another thread of this process (proc(5): schedstat).

@@ -1,5 +1,7 @@
 //! What a process has used so far: processor time, memory, files.
 
+use nix::time::clock_getcpuclockid;
+use nix::unistd::Pid;
 use std::fs;
 
 const PAGE: u64 = 4_096;
@@ -30,16 +32,9 @@ impl Usage {
     }
 }
 
-/// Run time of all threads, exact to the nanosecond (proc(5): schedstat); threads that have ended are in `stat` alone, which
-/// counts hundredths of a second. The larger of both is nearer to the truth.
+/// Run time of all its threads, those that have ended included, exact to the nanosecond: `/proc/PID/stat` counts hundredths of a
+/// second (clock_getcpuclockid(3)).
 fn cpu_s(pid: u32) -> Option<f64> {
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).ok()?;
-    let run_ns = |path: std::path::PathBuf| fs::read_to_string(path.join("schedstat")).ok()?.split(' ').next()?.parse::<u64>().ok();
-    let exact = threads.flatten().filter_map(|t| run_ns(t.path())).sum::<u64>() as f64 / 1e9;
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses and may hold anything.
-    let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
-    let (user, system): (f64, f64) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-    let counted = (user + system) / 100.0;
-    Some(if counted > exact + 1.0 { counted } else { exact })
+    let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid).ok()?)).ok()?;
+    Some(std::time::Duration::from(clock.now().ok()?).as_secs_f64())
 }
