@@ -46,13 +46,13 @@ where
 }
 
 /// Which authorities are trusted: the system's, and those of a PEM file besides.
-pub fn trust(authorities: Option<&Path>) -> Result<Arc<rustls::ClientConfig>, String> {
+pub fn trusted(authorities: Option<&Path>) -> Result<rustls::RootCertStore, String> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if let Some(file) = authorities {
         add_from(&mut roots, file)?;
     }
-    Ok(Arc::new(rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth()))
+    Ok(roots)
 }
 
 fn add_from(roots: &mut rustls::RootCertStore, file: &Path) -> Result<(), String> {

@@ -14,6 +14,7 @@ use livekit_protocol::signal_response::Message as Down;
 use prost::Message as _;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::{CipherSuite, ClientConfig};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,11 +131,16 @@ impl Front {
     }
 }
 
-/// TLS of people who have never been there, and who do not know each other: none has a ticket of a session before (RFC 8446 §2.2).
+/// TLS as browsers speak it: AES-128 stands first in what they offer, and servers go by that. None has been there before, so that
+/// none has a ticket (RFC 8446 §2.2).
 pub fn strangers(authority: Option<&std::path::Path>) -> Result<TlsConnector, String> {
-    let mut config = outbound::trust(authority)?;
-    Arc::make_mut(&mut config).resumption = Resumption::disabled();
-    Ok(TlsConnector::from(config))
+    let mut provider = rustls::crypto::aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+    let config = ClientConfig::builder_with_provider(Arc::new(provider)).with_safe_default_protocol_versions();
+    let config = config.map_err(|e| format!("TLS: {e}"))?.with_root_certificates(outbound::trusted(authority)?);
+    let mut config = config.with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(TlsConnector::from(Arc::new(config)))
 }
 
 /// Transport, name and port of `turn:name:port?transport=…` or `turns:…`.
