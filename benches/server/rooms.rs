@@ -132,6 +132,11 @@ impl Crowd {
         found
     }
 
+    /// What a call costs in its first seconds, when pictures begin and bandwidth is looked for, is not what it costs later.
+    fn warm_up(&self) {
+        self.sending(|| std::thread::sleep(WINDOW * 5));
+    }
+
     /// Processor time for each packet that `count` tells, us.
     fn us_per_packet(&self, cpu_s: impl Fn() -> f64, count: impl Fn() -> u64) -> Result<f64, String> {
         let (cpu, packets) = self.sending(|| {
@@ -296,6 +301,7 @@ pub fn all_to_all(context: &Context) -> Result<Vec<Row>, String> {
     let picture = Source { every: Duration::from_secs(1) / FPS, run: RUN as usize, len: PAYLOAD as usize + AROUND };
     let sources = (0..PEOPLE).flat_map(|_| [voice, picture]).collect();
     let floor = Floor::start(&place, Work::FanOut { hearers: PEOPLE as usize - 1 }, sources)?;
+    crowd.warm_up();
     let ours = || crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
     let pairs = in_turns(PAIRS, ours, || floor.us_per_packet(WINDOW))?;
     let report = crowd.leave()?;
@@ -323,8 +329,7 @@ pub fn through_turn(_: &Context) -> Result<Vec<Row>, String> {
     };
     let direct = come(&Path::Udp)?;
     let through = PATHS.iter().map(come).collect::<Result<Vec<_>, _>>()?;
-    // What a call costs in its first seconds, when bandwidth is looked for, is not what it costs later.
-    through.iter().chain([&direct]).for_each(|crowd| crowd.sending(|| std::thread::sleep(WINDOW * 5)));
+    through.iter().chain([&direct]).for_each(Crowd::warm_up);
     let of = |crowd: &Crowd| crowd.us_per_packet(|| server.process.cpu_s(), || crowd.received());
     let ours = || through.iter().map(of).collect::<Result<Vec<f64>, _>>();
     let rounds = in_turns(ROUNDS, ours, || of(&direct))?;
