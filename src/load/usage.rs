@@ -32,8 +32,8 @@ impl Usage {
     }
 }
 
-/// Run time of all its threads, those that have ended included, exact to the nanosecond: `/proc/PID/stat` counts hundredths of a
-/// second (clock_getcpuclockid(3)).
+/// Run time of all its threads, those that have ended included, in nanoseconds, where `/proc/PID/stat` counts hundredths of a second; of a
+/// thread that runs just now, as of its last tick (clock_getcpuclockid(3)).
 fn cpu_s(pid: u32) -> Option<f64> {
     let clock = clock_getcpuclockid(Pid::from_raw(i32::try_from(pid).ok()?)).ok()?;
     Some(std::time::Duration::from(clock.now().ok()?).as_secs_f64())
